@@ -1,0 +1,6 @@
+"""ALL or HEM: a leukemic cell classifier in JAX, honest about the patient.
+
+Research use only. Not a medical device.
+"""
+
+__version__ = "0.1.0"

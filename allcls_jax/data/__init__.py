@@ -1,0 +1,1 @@
+"""Stage data: cells on disk to batches."""

@@ -1,0 +1,1 @@
+"""Stage evaluation: probabilities to numbers."""

@@ -1,0 +1,1 @@
+"""Stage experiments: a whole run."""

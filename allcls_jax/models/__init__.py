@@ -1,0 +1,1 @@
+"""Stage models: batches to logits."""

@@ -1,0 +1,226 @@
+"""VGG as one table of layers, and the Flax module that runs any such table.
+
+The same table gives the network, its parameter names (Keras'), the printed layer table
+and the parameter counts, so they cannot disagree.
+
+Source: Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
+Recognition", table 1, configurations D (VGG16) and E (VGG19); the head is that of Garg,
+"Acute Lymphoblastic Leukemia Classification Using Convolutional Neural Networks and
+Transfer Learning", figure 7.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from allcls_jax.config import HeadKind, ModelName
+
+Params = dict[str, dict[str, jax.Array]]  # layer name → {"kernel", "bias"} → array
+
+NUM_CLASSES = 2  # logits are (HEM, ALL), so that the index is the label
+
+# Of each block: the number of 3x3 convolutions and of their channels.
+BLOCKS: dict[ModelName, tuple[tuple[int, int], ...]] = {
+    ModelName.VGG16: ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
+    ModelName.VGG19: ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)),
+    ModelName.TINY: ((1, 4), (1, 8), (1, 8), (1, 16), (1, 16)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """3x3 convolution, stride 1, zero padding, ReLU."""
+
+    name: str
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """2x2 maximum, stride 2."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatten:
+    """Rows, then columns, then channels, as in Keras."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalAveragePool:
+    """Mean over rows and columns."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """Matrix product and bias, with ReLU unless it gives the logits."""
+
+    name: str
+    units: int
+    relu: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """In training, zeroes this share of the values and scales up the others."""
+
+    name: str
+    rate: float
+
+
+Layer = Conv | MaxPool | Flatten | GlobalAveragePool | Dense | Dropout
+
+
+def conv_stack(name: ModelName) -> tuple[Layer, ...]:
+    """The convolutional part, `block1_conv1` to `block5_pool`."""
+    layers: list[Layer] = []
+    for block, (depth, channels) in enumerate(BLOCKS[name], start=1):
+        layers += [
+            Conv(f"block{block}_conv{i}", channels) for i in range(1, depth + 1)
+        ]
+        layers.append(MaxPool(f"block{block}_pool"))
+    return tuple(layers)
+
+
+def head(kind: HeadKind, dropout: float) -> tuple[Layer, ...]:
+    """The paper's head, named as in its figure 7, or the same on pooled features."""
+    pooled: dict[HeadKind, Layer] = {
+        HeadKind.FLATTEN: Flatten("flatten"),
+        HeadKind.GAP: GlobalAveragePool("global_average_pooling"),
+    }
+    return (
+        pooled[kind],
+        Dense("dense_2", 256, relu=True),
+        Dropout("dropout_1", dropout),
+        Dense("dense_3", NUM_CLASSES, relu=False),
+    )
+
+
+def imagenet_top() -> tuple[Layer, ...]:
+    """The three dense layers of the ImageNet classifier."""
+    return (
+        Flatten("flatten"),
+        Dense("fc1", 4096, relu=True),
+        Dense("fc2", 4096, relu=True),
+        Dense("predictions", 1000, relu=False),
+    )
+
+
+class VGG(nn.Module):
+    """Runs a table of layers.
+
+    Attributes:
+      layers: such as `conv_stack(name) + head(kind, dropout)`.
+      dtype: in which the convolutions are computed. Parameters, and all that follows
+        the convolutional stack, are float32.
+    """
+
+    layers: tuple[Layer, ...]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the last layer's output, and named ones on the way.
+
+        Args:
+          images: (n, height, width, 3) float32, preprocessed.
+          train: whether dropout drops; then a `dropout` random stream is needed.
+
+        Returns:
+          Logits (n, 2) float32, or what the last layer gives; and a dictionary with
+          `block1_pool` … `block5_pool` (n, height / 2^i, width / 2^i, channels) in
+          `dtype`, `features` (n, m) float32 behind the flattening or pooling, and
+          `logits`.
+        """
+        x = images.astype(self.dtype)
+        named: dict[str, jax.Array] = {}
+        for layer in self.layers:
+            match layer:
+                case Conv(name, channels):
+                    conv = nn.Conv(
+                        channels,
+                        (3, 3),
+                        dtype=self.dtype,
+                        kernel_init=nn.initializers.he_normal(),
+                        name=name,
+                    )
+                    x = nn.relu(conv(x))
+                case MaxPool(name):
+                    x = named[name] = nn.max_pool(x, (2, 2), (2, 2))
+                case Flatten():
+                    x = named["features"] = x.reshape(len(x), -1).astype(jnp.float32)
+                case GlobalAveragePool():
+                    x = named["features"] = x.astype(jnp.float32).mean((1, 2))
+                case Dense(name, units, relu):
+                    # Keras' default, and so the paper's.
+                    init = nn.initializers.glorot_uniform()
+                    x = nn.Dense(units, kernel_init=init, name=name)(x)
+                    x = nn.relu(x) if relu else x
+                case Dropout(name, rate):
+                    x = nn.Dropout(rate, deterministic=not train, name=name)(x)
+        named["logits"] = x
+        return x, named
+
+
+def init_params(model: VGG, key: jax.Array, image_size: int) -> Params:
+    """Returns random float32 parameters as plain nested dictionaries.
+
+    Convolutions are drawn after He et al. (their variance keeps the signal's size
+    through a deep stack of ReLUs), dense kernels after Glorot & Bengio; biases are 0.
+    """
+    images = jnp.zeros((1, image_size, image_size, 3))
+    return model.init(key, images)["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """A row of the printed layer table."""
+
+    name: str
+    shape: tuple[int, ...]  # of one image's output
+    parameters: int
+
+
+def layer_table(layers: tuple[Layer, ...], image_size: int) -> list[LayerRow]:
+    """Returns name, output shape and number of parameters of every layer."""
+    shape: tuple[int, ...] = (image_size, image_size, 3)
+    rows = [LayerRow("input_1", shape, 0)]
+    for layer in layers:
+        parameters = 0
+        match layer:
+            case Conv(_, channels):
+                parameters = (9 * shape[-1] + 1) * channels
+                shape = (*shape[:2], channels)
+            case MaxPool():
+                shape = (shape[0] // 2, shape[1] // 2, shape[2])
+            case Flatten():
+                shape = (math.prod(shape),)
+            case GlobalAveragePool():
+                shape = shape[-1:]
+            case Dense(_, units, _):
+                parameters = (shape[0] + 1) * units
+                shape = (units,)
+            case Dropout():
+                pass
+        rows.append(LayerRow(layer.name, shape, parameters))
+    return rows
+
+
+def flatten_params(params: Params) -> dict[str, jax.Array]:
+    """Returns `{"block1_conv1/kernel": array, …}`."""
+    return {
+        f"{layer}/{name}": array
+        for layer, arrays in params.items()
+        for name, array in arrays.items()
+    }
