@@ -4,15 +4,14 @@
 `Config.validate` refuses what cannot work before anything is read or computed.
 """
 
+import copy
 import dataclasses
-import difflib
 import enum
 import json
 import re
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from allcls_jax.errors import InputError
@@ -85,7 +84,7 @@ class SyntheticConfig:
 
     num_images: int = 240
     num_patients: int = 24  # half ALL, half HEM
-    # 0: a patient's stain and texture say nothing about the class; 1: they give it away.
+    # 0: a patient's stain and texture give nothing away; 1: they tell who it is.
     patient_effect: float = 0.5
     seed: int = 0  # of the drawing; the run's own seed leaves the cells alone
 
@@ -142,7 +141,7 @@ class OptimConfig:
 class TrainConfig:
     """The training loop."""
 
-    num_epochs: int = 20
+    num_epochs: int | None = None  # None: 20, or 5 on synthetic cells
     batch_size: int = 32  # images of one step over all devices and processes
     class_weights: ClassWeights = ClassWeights.NONE
 
@@ -175,74 +174,17 @@ class Config:
         """Pixels at which cells are stored."""
         return self.data.pack_size or self.data.image_size
 
+    def resolved(self, source: DataSource) -> "Config":
+        """Returns a copy without the choices that were left to the kind of data."""
+        config = copy.deepcopy(self)
+        config.data.source = source
+        if config.train.num_epochs is None:
+            config.train.num_epochs = 5 if source is DataSource.SYNTHETIC else 20
+        return config
+
     def to_json(self) -> str:
         """This configuration as indented JSON, fields in their written order."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-
-# Fields that change where or how fast a run is computed, never what it computes: a
-# workdir may be resumed with other values of these.
-RUNTIME_FIELDS = frozenset({"cache_dir", "data.dir", "data.num_workers"})
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns `{"data.limit": value, …}` of a nested configuration dictionary."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def differences(
-    old: dict[str, Any],
-    new: dict[str, Any],
-    *,
-    ignore: frozenset[str] = RUNTIME_FIELDS,
-    only: tuple[str, ...] = ("",),
-) -> list[str]:
-    """Returns a line `field: old → new` for each field that differs.
-
-    Args:
-      old: a configuration as nested dictionary, as read from JSON.
-      new: the other one.
-      ignore: full names of fields that may differ.
-      only: prefixes of full names; other fields are left out.
-    """
-    # A pass through JSON makes tuples lists and enums strings on both sides.
-    before = flatten(json.loads(json.dumps(old)))
-    after = flatten(json.loads(json.dumps(new)))
-    absent = "(no such field)"
-    return [
-        f"{name}: {before.get(name, absent)!r} → {after.get(name, absent)!r}"
-        for name in dict.fromkeys([*before, *after])
-        if name.startswith(only)
-        and name not in ignore
-        and before.get(name, absent) != after.get(name, absent)
-    ]
-
-
-def field_names(kind: type = Config, prefix: str = "") -> Iterator[str]:
-    """Yields the dotted name of each field, sections included."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        name = prefix + field.name
-        yield name
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from field_names(hints[field.name], f"{name}.")
-
-
-def nearest_field(name: str) -> str | None:
-    """Returns the field whose dotted name is most like a misspelt one, if any is."""
-    names = list(field_names())
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close:
-        last = name.rpartition(".")[2]
-        tails = {known.rpartition(".")[2]: known for known in names}
-        close = [tails[tail] for tail in difflib.get_close_matches(last, tails, n=1)]
-    return close[0] if close else None
 
 
 def _problems(config: Config) -> Iterator[str]:
@@ -362,7 +304,9 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _pattern_problems(optim.trainable)
     for name in ("num_epochs", "batch_size"):
         value = getattr(train, name)
-        yield from out_of_range(f"train.{name}", value, "at least 1", ok=value >= 1)
+        yield from out_of_range(
+            f"train.{name}", value, "at least 1", ok=value is None or value >= 1
+        )
 
 
 def _pattern_problems(rules: Any) -> Iterator[str]:
@@ -374,7 +318,7 @@ def _pattern_problems(rules: Any) -> Iterator[str]:
                 try:
                     re.compile(pattern)
                 except re.error as error:
-                    yield f"optim.trainable: {pattern!r} is no regular expression: {error}"
+                    yield f"optim.trainable: {pattern!r} is no pattern ({error})"
             case _:
                 yield f"optim.trainable: {rule!r} {shape}"
 
@@ -397,24 +341,6 @@ def _wrong_types(config: Any, prefix: str = "") -> Iterator[str]:
 
 def _describe(kind: type) -> str:
     """What a value of `kind` looks like, for an error message."""
-    if issubclass(kind, enum.Enum):
+    if issubclass(kind, enum.StrEnum):
         return f"a {kind.__name__} ({', '.join(kind)})"
     return "None" if kind is types.NoneType else f"of type {kind.__name__}"
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Returns the nested dictionary in a workdir's `config.json`.
-
-    Raises:
-      InputError: if the file is missing or no JSON object.
-    """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a run's configuration ({error}); give a "
-            "--workdir that training has written"
-        ) from error
-    if not isinstance(tree, dict):
-        raise InputError(f"{path}: must hold a JSON object")
-    return tree

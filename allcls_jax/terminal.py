@@ -48,9 +48,7 @@ def show_table(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
     )
     for column, heading in enumerate(header):
-        grid.add_column(
-            heading, justify="right" if column else "left", overflow="fold"
-        )
+        grid.add_column(heading, justify="right" if column else "left", overflow="fold")
     for row in rows:
         if any(str(cell) for cell in row):
             grid.add_row(*(markup.escape(str(cell)) for cell in row))

@@ -105,7 +105,9 @@ class CellTable:
 
     def fingerprint(self) -> str:
         """Returns a sha256 of every cell's record, independent of their order."""
-        lines = sorted("\t".join(map(str, row)) for row in zip(*self.columns()))
+        lines = sorted(
+            "\t".join(map(str, row)) for row in zip(*self.columns(), strict=True)
+        )
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def counts(self) -> dict[str, int]:
@@ -123,7 +125,8 @@ class CellTable:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(zip(*(column.tolist() for column in self.columns())))
+        columns = (column.tolist() for column in self.columns())
+        writer.writerows(zip(*columns, strict=True))
         return text.getvalue()
 
 
@@ -136,7 +139,10 @@ def table_from_rows(rows: Iterable[Sequence[str | int]]) -> CellTable:
     kinds = {"label": np.int64, "fold": np.int64}
     return CellTable(
         *(
-            np.array([kinds.get(name, str)(value) for value in column], dtype=kinds.get(name, str))
+            np.array(
+                [kinds.get(name, str)(value) for value in column],
+                dtype=kinds.get(name, str),
+            )
             for name, column in zip(COLUMNS, columns, strict=True)
         )
     )

@@ -11,15 +11,19 @@ Transfer Learning", figure 7.
 
 import dataclasses
 import math
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from allcls_jax.config import HeadKind, ModelName
 
-Params = dict[str, dict[str, jax.Array]]  # layer name → {"kernel", "bias"} → array
+# Layer name → {"kernel", "bias"} → array, or its shape and type.
+Params = dict[str, dict[str, jax.Array]]
+ParamShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
 
 NUM_CLASSES = 2  # logits are (HEM, ALL), so that the index is the label
 
@@ -84,9 +88,7 @@ def conv_stack(name: ModelName) -> tuple[Layer, ...]:
     """The convolutional part, `block1_conv1` to `block5_pool`."""
     layers: list[Layer] = []
     for block, (depth, channels) in enumerate(BLOCKS[name], start=1):
-        layers += [
-            Conv(f"block{block}_conv{i}", channels) for i in range(1, depth + 1)
-        ]
+        layers += [Conv(f"block{block}_conv{i}", channels) for i in range(1, depth + 1)]
         layers.append(MaxPool(f"block{block}_pool"))
     return tuple(layers)
 
@@ -148,13 +150,7 @@ class VGG(nn.Module):
         for layer in self.layers:
             match layer:
                 case Conv(name, channels):
-                    conv = nn.Conv(
-                        channels,
-                        (3, 3),
-                        dtype=self.dtype,
-                        kernel_init=nn.initializers.he_normal(),
-                        name=name,
-                    )
+                    conv = nn.Conv(channels, (3, 3), dtype=self.dtype, name=name)
                     x = nn.relu(conv(x))
                 case MaxPool(name):
                     x = named[name] = nn.max_pool(x, (2, 2), (2, 2))
@@ -163,9 +159,7 @@ class VGG(nn.Module):
                 case GlobalAveragePool():
                     x = named["features"] = x.astype(jnp.float32).mean((1, 2))
                 case Dense(name, units, relu):
-                    # Keras' default, and so the paper's.
-                    init = nn.initializers.glorot_uniform()
-                    x = nn.Dense(units, kernel_init=init, name=name)(x)
+                    x = nn.Dense(units, name=name)(x)
                     x = nn.relu(x) if relu else x
                 case Dropout(name, rate):
                     x = nn.Dropout(rate, deterministic=not train, name=name)(x)
@@ -173,14 +167,41 @@ class VGG(nn.Module):
         return x, named
 
 
-def init_params(model: VGG, key: jax.Array, image_size: int) -> Params:
+def param_shapes(model: VGG, image_size: int) -> ParamShapes:
+    """Returns shape and type of every parameter, and computes nothing."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    variables: Any = jax.eval_shape(model.init, jax.random.key(0), images)
+    return variables["params"]
+
+
+def init_params(shapes: ParamShapes, *, seed: int) -> Params:
     """Returns random float32 parameters as plain nested dictionaries.
 
-    Convolutions are drawn after He et al. (their variance keeps the signal's size
-    through a deep stack of ReLUs), dense kernels after Glorot & Bengio; biases are 0.
+    Convolution kernels are drawn after He et al. (their variance keeps the signal's
+    size through a deep stack of ReLUs), dense ones after Glorot & Bengio, Keras'
+    default and so the paper's; biases are 0. Each is drawn from a stream of its own
+    name, on the host: the same numbers everywhere, and nothing to compile.
+
+    Args:
+      shapes: from `param_shapes`.
+      seed: from 0 to 2**32 - 1.
     """
-    images = jnp.zeros((1, image_size, image_size, 3))
-    return model.init(key, images)["params"]
+
+    def draw(layer: str, name: str, shape: tuple[int, ...]) -> jax.Array:
+        rng = np.random.default_rng([seed, zlib.crc32(f"{layer}/{name}".encode())])
+        if name == "bias":
+            values = np.zeros(shape)
+        elif len(shape) == 4:
+            values = rng.normal(0, math.sqrt(2 / math.prod(shape[:3])), shape)
+        else:
+            limit = math.sqrt(6 / sum(shape))
+            values = rng.uniform(-limit, limit, shape)
+        return jnp.asarray(values, jnp.float32)
+
+    return {
+        layer: {name: draw(layer, name, leaf.shape) for name, leaf in arrays.items()}
+        for layer, arrays in shapes.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +224,7 @@ def layer_table(layers: tuple[Layer, ...], image_size: int) -> list[LayerRow]:
                 parameters = (9 * shape[-1] + 1) * channels
                 shape = (*shape[:2], channels)
             case MaxPool():
-                shape = (shape[0] // 2, shape[1] // 2, shape[2])
+                shape = (*(side // 2 for side in shape[:2]), shape[-1])
             case Flatten():
                 shape = (math.prod(shape),)
             case GlobalAveragePool():

@@ -1,0 +1,275 @@
+"""Who trains, who validates, who tests.
+
+What a split promises is asserted where it is made: unless it is by image, no patient
+(and no group of patients that share cells) stands in two of training, validation, test.
+"""
+
+import dataclasses
+import enum
+import json
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from allcls_jax.config import DataConfig, SplitKind
+from allcls_jax.data.cells import ALL, HEM, NO_FOLD, CellTable, Part
+from allcls_jax.errors import InputError
+
+NUM_FOLDS = 3
+
+LEAKY = "leaky: patients shared"
+
+
+class Split(enum.StrEnum):
+    """What an image is used for."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Partition:
+    """Rows of a table of cells for each use; disjoint, ascending.
+
+    Attributes:
+      train: (n,) int64 rows of the table.
+      validation: likewise.
+      test: likewise.
+      test_name: what the test images are, in words.
+      leaky: whether patients stand on both sides, so that scores flatter.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    test_name: str
+    leaky: bool
+
+    def rows(self) -> dict[Split, np.ndarray]:
+        """Returns the rows of each use."""
+        return {
+            Split.TRAIN: self.train,
+            Split.VALIDATION: self.validation,
+            Split.TEST: self.test,
+        }
+
+
+def limit(table: CellTable, number: int | None) -> np.ndarray:
+    """Returns the rows of about a fraction of the labelled cells, and no others.
+
+    Every patient of a part keeps its share of images, at least one; which ones is told
+    by their hashes, so that the choice is the same on every machine and for every seed.
+
+    Args:
+      table: n cells.
+      number: how many to keep; None or more than there are keeps all labelled ones.
+
+    Returns:
+      (min(number, labelled),) int64 rows, ascending.
+
+    Raises:
+      InputError: if there are more patients than images to keep.
+    """
+    labelled = np.flatnonzero(np.isin(table.label, (ALL, HEM)))
+    if number is None or number >= len(labelled):
+        return labelled
+    keys = [f"{table.part[row]}\t{table.patient[row]}" for row in labelled]
+    _, patient, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    if number < len(sizes):
+        raise InputError(
+            f"data.limit = {number}: every patient keeps at least one image, and there "
+            f"are {len(sizes)} patients; give at least {len(sizes)}"
+        )
+    quota = _largest_remainder(sizes, number)
+    by_hash = labelled[np.argsort(table.sha256[labelled], kind="stable")]
+    patient_of = dict(zip(labelled.tolist(), patient.tolist(), strict=True))
+    kept = []
+    for row in by_hash.tolist():
+        if quota[patient_of[row]] > 0:
+            quota[patient_of[row]] -= 1
+            kept.append(row)
+    return np.sort(np.array(kept, dtype=np.int64))
+
+
+def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
+    """Divides labelled cells as the configuration says.
+
+    The test set is the preliminary part where the data has it, else `test_fold`;
+    validation is drawn from the training patients.
+
+    Args:
+      table: labelled cells only, as `limit` leaves them.
+      config: the `data` section, validated.
+      seed: of everything that is drawn.
+
+    Raises:
+      InputError: if a class is missing, or there are too few patients or no folds.
+    """
+    _require_both_classes(table.label, "the labelled images")
+    if config.split is SplitKind.IMAGE:
+        return _by_image(table, config, seed=seed)
+    group = _groups(table.patient, config.groups)
+    if np.any(table.part == Part.PRELIM):
+        test = table.part == Part.PRELIM
+        # A patient of both parts would be trained and tested on.
+        train = ~test & ~np.isin(group, group[test])
+        test_name = "preliminary part"
+    elif config.split is SplitKind.OFFICIAL:
+        if np.any(table.fold == NO_FOLD):
+            raise InputError(
+                "data.split = 'official': the data comes without folds; give "
+                "--config.data.split=grouped to have folds drawn by patient"
+            )
+        test = table.fold == config.test_fold
+        train = ~test
+        test_name = f"official fold {config.test_fold}"
+    else:
+        fold = _grouped_folds(table.label, group, seed=seed)
+        test = fold == config.test_fold
+        train = ~test
+        test_name = f"grouped fold {config.test_fold}"
+    _require_both_classes(table.label[test], f"the test set ({test_name})", test=True)
+    validation = train & np.isin(
+        group,
+        _validation_groups(table.label[train], group[train], config.validation, seed),
+    )
+    result = Partition(
+        train=np.flatnonzero(train & ~validation),
+        validation=np.flatnonzero(validation),
+        test=np.flatnonzero(test),
+        test_name=test_name,
+        leaky=False,
+    )
+    check(result, table.patient)
+    check(result, group)
+    return result
+
+
+def check(result: Partition, key: np.ndarray) -> None:
+    """Asserts that no value of `key` (n,), such as the patient, has two uses."""
+    uses = list(result.rows().items())
+    for i, (one, first) in enumerate(uses):
+        for other, second in uses[i + 1 :]:
+            shared = np.intersect1d(key[first], key[second])
+            assert not len(shared), f"{shared.tolist()} in both {one} and {other}"
+
+
+def _by_image(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
+    """The plain split of the paper and of most published scores."""
+    folds = StratifiedKFold(NUM_FOLDS, shuffle=True, random_state=seed)
+    _require_images(table.label, NUM_FOLDS)
+    parts = list(folds.split(table.label, table.label))
+    rest, test = parts[config.test_fold]
+    order = np.random.default_rng(seed).permutation(rest)
+    chosen: list[int] = []
+    for label in (ALL, HEM):
+        rows = order[table.label[order] == label]
+        chosen += rows[: max(1, round(config.validation * len(rows)))].tolist()
+    validation = np.sort(np.array(chosen, dtype=np.int64))
+    return Partition(
+        train=np.setdiff1d(rest, validation),
+        validation=validation,
+        test=np.sort(test),
+        test_name=f"random third of the images, {LEAKY}",
+        leaky=True,
+    )
+
+
+def _grouped_folds(label: np.ndarray, group: np.ndarray, *, seed: int) -> np.ndarray:
+    """Returns a fold 0 to 2 for each image; groups stay whole."""
+    counts = _groups_of_class(label, group)
+    if min(counts.values()) < NUM_FOLDS:
+        raise InputError(
+            f"data.split = 'grouped': {NUM_FOLDS} folds need {NUM_FOLDS} patients of "
+            f"each class, and there are {counts[ALL]} (ALL) and {counts[HEM]} (HEM)"
+        )
+    fold = np.empty(len(label), dtype=np.int64)
+    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
+    for i, (_, rows) in enumerate(folds.split(label, label, group)):
+        fold[rows] = i
+    return fold
+
+
+def _validation_groups(
+    label: np.ndarray, group: np.ndarray, share: float, seed: int
+) -> np.ndarray:
+    """Draws `share` of the groups of each class, at least one, and leaves one."""
+    rng = np.random.default_rng(seed)
+    counts = _groups_of_class(label, group)
+    if min(counts.values()) < 2:
+        raise InputError(
+            "training and validation need two patients of each class, and there are "
+            f"{counts[ALL]} (ALL) and {counts[HEM]} (HEM) beside the test patients"
+        )
+    drawn: list[str] = []
+    for value in (ALL, HEM):
+        candidates = np.unique(group[label == value])
+        # A group of both classes is drawn once, with the first.
+        candidates = candidates[~np.isin(candidates, drawn)]
+        number = min(max(1, round(share * counts[value])), counts[value] - 1)
+        drawn += rng.permutation(candidates)[:number].tolist()
+    return np.array(drawn)
+
+
+def _groups_of_class(label: np.ndarray, group: np.ndarray) -> dict[int, int]:
+    return {value: len(np.unique(group[label == value])) for value in (ALL, HEM)}
+
+
+def _groups(patient: np.ndarray, path: str | None) -> np.ndarray:
+    """Returns the group of each image: its patient, or that patient's group.
+
+    Args:
+      patient: (n,) str.
+      path: a JSON file with lists of patients, or with such lists under `groups`.
+    """
+    if path is None:
+        return patient
+    try:
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        lists = content["groups"] if isinstance(content, dict) else content
+        groups = [[str(name) for name in names] for names in lists]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"data.groups = {path!r}: must be a JSON file of lists of patients, or "
+            f"have them under the key 'groups' ({error!r})"
+        ) from error
+    group_of: dict[str, str] = {}
+    for names in groups:
+        for name in names:
+            if name in group_of:
+                raise InputError(
+                    f"data.groups = {path!r}: patient {name!r} stands in two groups; "
+                    "join them"
+                )
+            group_of[name] = "+".join(sorted(names))
+    return np.array([group_of.get(name, name) for name in patient.tolist()])
+
+
+def _largest_remainder(sizes: np.ndarray, number: int) -> np.ndarray:
+    """Returns shares of `number` in proportion to `sizes`, each at least 1."""
+    exact = sizes * (number / sizes.sum())
+    quota = np.maximum(1, np.floor(exact).astype(np.int64))
+    while quota.sum() < number:
+        quota[np.argmax(np.where(quota < sizes, exact - quota, -np.inf))] += 1
+    while quota.sum() > number:
+        quota[np.argmin(np.where(quota > 1, exact - quota, np.inf))] -= 1
+    return quota
+
+
+def _require_both_classes(label: np.ndarray, what: str, *, test: bool = False) -> None:
+    for value, name in ((ALL, "ALL"), (HEM, "HEM")):
+        if not np.any(label == value):
+            remedy = "choose another --config.data.test_fold" if test else "add some"
+            raise InputError(f"{what}: no image of class {name}; {remedy}")
+
+
+def _require_images(label: np.ndarray, number: int) -> None:
+    for value, name in ((ALL, "ALL"), (HEM, "HEM")):
+        count = int(np.sum(label == value))
+        if count < 2 * number:
+            raise InputError(
+                f"data.split = 'image': {count} images of class {name}; at least "
+                f"{2 * number} are needed"
+            )

@@ -1,0 +1,117 @@
+"""The command: `python -m allcls_jax.main --config configs/vgg19.py`.
+
+Reads flags, validates, dispatches; all else is a library.
+"""
+
+import datetime
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from allcls_jax import config_fields
+from allcls_jax.config import Config
+from allcls_jax.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    help_string="Configuration file, with `:variant` if wanted; each field can be "
+    "overridden as --config.section.field=value.",
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "evaluate"],
+    "train: train in --workdir, or go on there, and evaluate. evaluate: only evaluate "
+    "the best checkpoint of --workdir on all labelled cells of the data.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; default runs/<config>/<UTC time>."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "This is one of several processes of a run. SLURM, Cloud TPU, Open MPI and "
+    "Kubernetes are recognised; elsewhere give the next three flags.",
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process.")
+
+
+def main() -> None:
+    """Runs the command line; ends the process with exit code 2 on a user's mistake."""
+    try:
+        app.run(_dispatch, flags_parser=_parse)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+    """Parses flags; every mistake of the user becomes an `InputError`."""
+    if {"--help", "-help", "-h"} & set(argv):
+        app.usage(writeto_stdout=True, exitcode=0)
+    try:
+        rest = flags.FLAGS(argv)
+    except (KeyError, AttributeError) as error:
+        for field in re.findall(r"^--config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
+            if field not in set(config_fields.field_names()):
+                nearest = config_fields.nearest_field(field)
+                hint = f"; did you mean --config.{nearest}?" if nearest else ""
+                raise InputError(f"--config.{field}: no such field{hint}") from None
+        raise InputError(f"the command line cannot be read: {error}") from error
+    except (flags.Error, OSError, ValueError, TypeError) as error:
+        raise InputError(f"the command line cannot be read: {error}") from error
+    if rest[1:]:
+        raise InputError(f"{' '.join(rest[1:])}: not understood; flags begin with --")
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; try --config configs/vgg19.py")
+    return rest
+
+
+def _dispatch(argv: Sequence[str]) -> None:
+    del argv
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # orbax tells of each of its steps
+    try:
+        config: Config = _CONFIG.value.validate()
+    except OSError as error:  # what config_flags makes of a file that it cannot load
+        raise InputError(f"--config: {error}") from error
+    # JAX takes most of a second, which --help and a typing error need not wait for.
+    from allcls_jax.experiments import run
+    from allcls_jax.training import sharding
+
+    if _DISTRIBUTED.value:
+        if _WORKDIR.value is None:
+            raise InputError("--workdir is missing; --distributed needs a shared one")
+        sharding.start_processes(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+    if _MODE.value == "train":
+        workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir()
+        run.train_and_evaluate(config, workdir)
+    elif _WORKDIR.value is None:
+        raise InputError("--workdir is missing; --mode=evaluate needs that of a run")
+    else:
+        run.evaluate(config, Path(_WORKDIR.value))
+
+
+def _default_workdir() -> Path:
+    """Returns runs/<config>/<UTC time>."""
+    path, _, variant = config_flags.get_config_filename(
+        flags.FLAGS["config"]
+    ).partition(":")
+    name = Path(path).stem + (f"-{variant}" if variant else "")
+    now = datetime.datetime.now(datetime.UTC)
+    return Path("runs") / name / now.strftime("%Y-%m-%dT%H-%M-%SZ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""One mesh axis, `data`: where state and batches lie, and the start of processes.
+
+Parameters are on every device, a batch is divided among them.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from allcls_jax.data.pipeline import Batch
+from allcls_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Shardings:
+    """Where arrays lie on the devices of all processes."""
+
+    replicated: NamedSharding
+    batch: NamedSharding
+
+    def put_batch(self, batch: Batch) -> dict[str, jax.Array]:
+        """Returns the global batch, of which this process gives its block."""
+        return {
+            name: jax.make_array_from_process_local_data(self.batch, array)
+            for name, array in batch.items()
+            if isinstance(array, np.ndarray)
+        }
+
+    def put_replicated(self, tree: Any) -> Any:
+        """Returns the tree with a copy of every array on every device."""
+        return jax.device_put(tree, self.replicated)
+
+
+def data_parallel() -> Shardings:
+    """Returns the shardings over all devices of all processes."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    return Shardings(
+        replicated=NamedSharding(mesh, PartitionSpec()),
+        batch=NamedSharding(mesh, PartitionSpec("data")),
+    )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises `InputError` unless every device gets the same number of images."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        down = max(batch_size // devices, 1) * devices
+        raise InputError(
+            f"train.batch_size = {batch_size}: must be a multiple of the number of "
+            f"devices, {devices}; give {down}"
+        )
+
+
+def start_processes(
+    coordinator: str | None, num_processes: int | None, process: int | None
+) -> None:
+    """Joins the processes of one run; call it before any other use of JAX.
+
+    Args:
+      coordinator: `host:port` of the first process; None leaves it, and the other two,
+        to JAX, which knows SLURM, Cloud TPU, Open MPI and Kubernetes.
+      num_processes: how many there are.
+      process: the number of this one, from 0.
+
+    Raises:
+      InputError: if JAX finds no cluster that it knows.
+    """
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process)
+    except ValueError as error:
+        raise InputError(
+            f"--distributed: no cluster was recognised ({error}); give --coordinator, "
+            "--num_processes and --process_id"
+        ) from error
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

@@ -1,0 +1,38 @@
+"""What all tests share: real data where it is, and a cache of its own for each."""
+
+import os
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+# grain's worker processes ask for parsed flags, which the entry point gives them.
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's caches."""
+    monkeypatch.setenv("ALLCLS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+
+
+@pytest.fixture(scope="session")
+def cnmc_dir() -> Path:
+    """The real training cells of C-NMC 2019."""
+    return _from_environment("ALLCLS_CNMC_DIR", "the cells of C-NMC 2019")
+
+
+@pytest.fixture(scope="session")
+def vgg16_weights() -> Path:
+    """Keras' file of VGG16's ImageNet weights without top."""
+    return _from_environment("ALLCLS_VGG16_WEIGHTS", "Keras' VGG16 weights")
+
+
+def _from_environment(name: str, what: str) -> Path:
+    path = os.environ.get(name)
+    if not path:
+        pytest.skip(f"{name} is not set: it names {what}")
+    return Path(path)

@@ -1,0 +1,284 @@
+"""Steps: what moves, what it costs, and golden numbers of one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from allcls_jax.config import (
+    HeadKind,
+    ModelName,
+    OptimConfig,
+    OptimizerName,
+)
+from allcls_jax.errors import InputError
+from allcls_jax.models import vgg
+from allcls_jax.models.preprocessing import CAFFE
+from allcls_jax.training import optim, sharding, state, steps
+
+RULES = OptimConfig().trainable
+
+
+@dataclasses.dataclass
+class Setup:
+    model: vgg.VGG
+    params: vgg.Params
+    mask: optim.Mask
+    steps: steps.Steps
+    state: state.TrainState
+
+
+def build(
+    *,
+    name=ModelName.TINY,
+    size=32,
+    config=None,
+    class_weights=(1.0, 1.0),
+    dropout=0.5,
+    abstract=False,
+):
+    config = config or OptimConfig()
+    layers = vgg.conv_stack(name) + vgg.head(HeadKind.FLATTEN, dropout)
+    model = vgg.VGG(layers)
+    shapes = vgg.param_shapes(model, size)
+    params = shapes if abstract else vgg.init_params(shapes, seed=7)
+    mask = optim.trainable_mask(params, config.trainable)
+    optimizer = optim.make_optimizer(config, mask)
+    compiled = steps.make_steps(
+        model,
+        CAFFE,
+        optimizer,
+        mask,
+        sharding.data_parallel(),
+        class_weights=class_weights,
+        seed=0,
+    )
+    begin = (jax.eval_shape if abstract else lambda f, *a: f(*a))(
+        lambda p: state.create(p, optimizer), params
+    )
+    return Setup(model, params, mask, compiled, begin)
+
+
+def make_batch(n=8, size=32, seed=0, padding=0):
+    rng = np.random.default_rng(seed)
+    label = (np.arange(n) % 2).astype(np.int32)
+    image = rng.integers(0, 256, (n, size, size, 3)).astype(np.uint8)
+    mask = np.ones(n, np.float32)
+    if padding:
+        mask[-padding:] = 0
+    return {
+        "image": image,
+        "label": label,
+        "mask": mask,
+        "row": np.where(mask > 0, np.arange(n), -1).astype(np.int32),
+    }
+
+
+def flat(tree):
+    return {name: np.asarray(a) for name, a in vgg.flatten_params(tree).items()}
+
+
+def test_the_default_trains_the_head_only():
+    mask = vgg.flatten_params(build().mask)
+    assert {name for name, moves in mask.items() if moves} == {
+        "dense_2/kernel",
+        "dense_2/bias",
+        "dense_3/kernel",
+        "dense_3/bias",
+    }
+
+
+def test_the_first_rule_that_matches_decides():
+    rules = ((r"block5_conv1/kernel", True), (r"block\d_.*", False), (r".*", True))
+    mask = vgg.flatten_params(optim.trainable_mask(build().params, rules))
+    assert mask["block5_conv1/kernel"]
+    assert not mask["block5_conv1/bias"]
+    assert mask["dense_3/bias"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "named"),
+    [
+        (((r".*", True),), "all parameters are trainable"),
+        (((r".*", False),), "no parameter is trainable"),
+        (((r"dense_\d/.*", True),), "no rule matches block1_conv1/bias"),
+        (((r"block", False), (r".*", True)), "'block' decides over no parameter"),
+        ((), "no rule matches"),
+    ],
+)
+def test_rules_that_cover_badly_are_refused(rules, named):
+    with pytest.raises(InputError, match="optim.trainable") as error:
+        optim.trainable_mask(build().params, rules)
+    assert named in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimConfig(),
+        OptimConfig(clip_norm=0.1),
+        OptimConfig(name=OptimizerName.ADAMW, weight_decay=0.1, clip_norm=0.1),
+        OptimConfig(name=OptimizerName.SGD, weight_decay=0.1, learning_rate=1e-6),
+    ],
+    ids=["adam", "clipped", "adamw", "sgd"],
+)
+def test_frozen_parameters_keep_their_bits_and_have_no_state(config):
+    setup = build(config=config)
+    # A negative zero would lose its sign where an update of zero is added to it.
+    frozen = setup.params["block1_conv1"]
+    frozen["bias"] = jnp.full_like(frozen["bias"], -0.0)
+    before = {name: a.tobytes() for name, a in flat(setup.params).items()}
+    now = setup.state
+    for seed in range(3):
+        now, _ = setup.steps.train(now, make_batch(seed=seed))
+    after = flat(now.params)
+    for name, moves in vgg.flatten_params(setup.mask).items():
+        assert (after[name].tobytes() != before[name]) == moves, name
+    shapes = {a.shape for a in jax.tree.leaves(now.opt_state)}
+    backbone = {
+        a.shape for name, a in after.items() if name.startswith("block")
+    } - {a.shape for name, a in after.items() if name.startswith("dense")}
+    assert not shapes & backbone
+    assert jax.tree.leaves(now.opt_state), "there is some state"
+
+
+def test_clipping_looks_at_trainable_gradients_only():
+    """With plain SGD and no momentum yet, the first update's norm is lr x clip."""
+    config = OptimConfig(name=OptimizerName.SGD, learning_rate=0.5, clip_norm=0.01)
+    setup = build(config=config, dropout=0.0)
+    before = flat(setup.params)
+    now, _ = setup.steps.train(setup.state, make_batch())
+    moved = [flat(now.params)[name] - before[name] for name in before]
+    norm = np.sqrt(sum((d.astype(np.float64) ** 2).sum() for d in moved))
+    # Nesterov's first step is 1 + momentum times the gradient.
+    np.testing.assert_allclose(norm, 0.5 * 1.9 * 0.01, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [ModelName.VGG16, ModelName.VGG19])
+def test_a_step_with_a_frozen_backbone_costs_little_more_than_a_forward(name):
+    setup = build(
+        name=name,
+        size=64,
+        abstract=True,
+        config=OptimConfig(
+            name=OptimizerName.ADAMW, weight_decay=0.01, clip_norm=1.0
+        ),
+    )
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), make_batch(4, 64)
+    )
+    flops = [
+        step.lower(first, batch).compile().cost_analysis()["flops"]
+        for step, first in (
+            (setup.steps.train, setup.state),
+            (setup.steps.eval, setup.params),
+        )
+    ]
+    assert flops[1] > 1e9
+    assert flops[0] <= 1.2 * flops[1]
+
+
+def test_one_step_gives_golden_numbers():
+    """One Adam step of the tiny network on a fixed batch.
+
+    If this fails and you did not mean to change initialisation, preprocessing, loss,
+    dropout or optimizer, find the change that did. If you did mean it, run the test,
+    look at the new numbers and whether they make sense, and write them here.
+    """
+    setup = build(config=OptimConfig(learning_rate=1e-3))
+    now, loss = setup.steps.train(setup.state, make_batch())
+    params = flat(now.params)
+    found = [
+        float(loss),
+        float(now.sums.loss),
+        float(params["dense_3/kernel"].sum()),
+        float(np.abs(params["dense_2/kernel"]).sum()),
+        float(params["dense_3/bias"][0]),
+    ]
+    np.testing.assert_allclose(found, GOLDEN_STEP, rtol=2e-5)
+
+
+GOLDEN_STEP = [14.681246, 117.449966, -2.499632, 298.266235, -0.00099999]
+
+
+def test_padding_counts_for_nothing():
+    setup = build(dropout=0.0)
+    full, padded = make_batch(6), make_batch(8, padding=2)
+    for name in ("image", "label"):
+        padded[name][:6] = full[name]
+    padded["image"][6:] = 255
+    of_full, p_full, _ = setup.steps.eval(setup.params, full)
+    of_padded, p_padded, row = setup.steps.eval(setup.params, padded)
+    assert float(of_padded.count) == 6
+    np.testing.assert_allclose(of_padded.loss, of_full.loss, rtol=1e-6)
+    np.testing.assert_allclose(p_padded[:6], p_full, rtol=1e-5)
+    assert np.asarray(row)[6:].tolist() == [-1, -1]
+    one, loss = setup.steps.train(setup.state, full)
+    other, padded_loss = setup.steps.train(build(dropout=0.0).state, padded)
+    np.testing.assert_allclose(loss, padded_loss, rtol=1e-6)
+    # Adam's first step is the sign of the gradient: compare its first moment.
+    for a, b in zip(
+        jax.tree.leaves(one.opt_state), jax.tree.leaves(other.opt_state), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
+def test_class_weights_weigh_the_loss():
+    batch = make_batch()
+    setup = build(dropout=0.0)
+    logits, _ = setup.model.apply(
+        {"params": setup.params}, CAFFE(jnp.asarray(batch["image"]))
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    expected = np.mean(np.asarray(losses) * np.where(batch["label"] == 1, 3.0, 0.5))
+    weighted = build(dropout=0.0, class_weights=(0.5, 3.0))
+    _, loss = weighted.steps.train(weighted.state, batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_probability_is_that_of_all():
+    setup = build()
+    batch = make_batch()
+    logits, _ = setup.model.apply(
+        {"params": setup.params}, CAFFE(jnp.asarray(batch["image"]))
+    )
+    _, probability, _ = setup.steps.eval(setup.params, batch)
+    np.testing.assert_allclose(
+        probability, 1 / (1 + np.exp(logits[:, 0] - logits[:, 1])), rtol=1e-4
+    )
+
+
+def test_steps_are_traced_once():
+    setup = build()
+    now = setup.state
+    for seed in range(3):
+        now = setup.steps.start_epoch(now)
+        now, _ = setup.steps.train(now, make_batch(seed=seed, padding=seed))
+        setup.steps.eval(now.params, make_batch(seed=seed, padding=seed))
+    assert setup.steps.train._cache_size() == 1
+    assert setup.steps.eval._cache_size() == 1
+
+
+def test_sums_are_of_one_epoch():
+    setup = build()
+    now, _ = setup.steps.train(setup.state, make_batch(8))
+    now, _ = setup.steps.train(now, make_batch(8, padding=3))
+    assert float(now.sums.count) == 13
+    assert int(now.step) == 2
+    assert float(setup.steps.start_epoch(now).sums.count) == 0
+
+
+def test_random_streams_differ_by_name_seed_and_step():
+    keys = [
+        jax.random.key_data(steps.random_stream(*arguments)).tobytes()
+        for arguments in (
+            ("dropout", 0, 0),
+            ("dropout", 0, 1),
+            ("dropout", 1, 0),
+            ("shuffle", 0, 0),
+        )
+    ]
+    assert len(set(keys)) == 4
