@@ -27,14 +27,19 @@ from allcls_jax.data import transforms
 from allcls_jax.data.cells import (
     COLUMNS,
     CellFile,
-    Part,
     table_from_csv,
     table_from_rows,
 )
 from allcls_jax.errors import InputError, list_problems
 
+# Progress is shown by `terminal`.
+tfds.disable_progress_bar()
+
 # Raise it when stored images would come out differently from the same source.
 _FORMAT = 1
+
+# TFDS' only split: ours are drawn later, from the table.
+_SPLIT = "cells"
 
 
 class PackedCells:
@@ -66,38 +71,31 @@ class PackedCells:
         self.table = table_from_csv(
             (directory / "cells.csv").read_text(encoding="utf-8")
         )
-        self._parts: list[tuple[int, Any]] | None = None
+        self._records: Any = None
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Returns the image of a row: (size, size, 3) uint8, RGB."""
-        if self._parts is None:
-            self._parts = self._open()
-        for first, images in self._parts:
-            if first <= row < first + len(images):
-                return np.asarray(images[row - first]["image"])
-        raise IndexError(row)
+        if self._records is None:
+            self._records = self._open()
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return np.asarray(self._records[row]["image"])
 
     def __getstate__(self) -> dict[str, Any]:
         # Readers hold open files: another process opens its own.
-        return self.__dict__ | {"_parts": None}
+        return self.__dict__ | {"_records": None}
 
-    def _open(self) -> list[tuple[int, Any]]:
-        """Returns (first row, images) of each part; parts follow each other."""
+    def _open(self) -> Any:
+        """Returns TFDS' records, in the order of the table."""
+        folder = self.directory / _Cells.name / str(_Cells.VERSION)
         # Any: TFDS' decorators hide the signatures from type checkers.
-        builder: Any = tfds.builder_from_directory(
-            str(self.directory / _Cells.name / str(_Cells.VERSION))
-        )
-        opened, first = [], 0
-        for part in Part:
-            if part in builder.info.splits:
-                images = builder.as_data_source(str(part))
-                opened.append((first, images))
-                first += len(images)
-        assert first == len(self.table), f"{first} images, {len(self.table)} records"
-        return opened
+        builder: Any = tfds.builder_from_directory(str(folder))
+        records = builder.as_data_source(_SPLIT)
+        assert len(records) == len(self), f"{len(records)} images, {len(self)} records"
+        return records
 
 
 def pack(
@@ -112,7 +110,7 @@ def pack(
     """Writes cells into a pack, or opens it where it holds just these already.
 
     Args:
-      cells: sorted by part in the order of `Part`.
+      cells: in the order of the rows to be.
       out: the pack's folder; another pack there is replaced.
       source: the kind of reader that they came from.
       size: height and width to store, pixels.
@@ -219,11 +217,15 @@ class _Cells(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # nothing is downloaded
-        parts = dict.fromkeys(str(cell.part) for cell in self._writer.cells)
-        return {part: self._generate_examples(part) for part in parts}
+        return {_SPLIT: self._generate_examples()}
 
-    def _generate_examples(self, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from self._writer.examples(part)
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from self._writer.examples()
+
+    # TFDS would speak of downloads on standard output.
+    def _log_download_bytes(self) -> None: ...
+
+    def _log_download_done(self) -> None: ...
 
 
 @dataclasses.dataclass
@@ -237,12 +239,13 @@ class _Writer:
     rows: list[tuple[str | int, ...]] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
-    def examples(self, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields (row, example) of a part, in order, preparing some ahead."""
-        chosen = [cell for cell in self.cells if cell.part == part]
+    def examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields (row, example) in order, preparing some ahead."""
         threads = os.cpu_count() or 1
         with ThreadPoolExecutor(threads) as pool:
-            for cell, result in _map_ahead(pool, self._prepare, chosen, 8 * threads):
+            for cell, result in _map_ahead(
+                pool, self._prepare, self.cells, 8 * threads
+            ):
                 self.advance(1)
                 if isinstance(result, str):
                     self.problems.append(result)
@@ -256,11 +259,9 @@ class _Writer:
                     cell.fold,
                     digest,
                 )
+                example = {"image": png} | dict(zip(COLUMNS, record, strict=True))
+                yield len(self.rows), example
                 self.rows.append(record)
-                yield (
-                    len(self.rows),
-                    {"image": png} | dict(zip(COLUMNS, record, strict=True)),
-                )
 
     def _prepare(self, cell: CellFile) -> tuple[bytes, str] | str:
         """Returns (PNG, sha256 of the file), or what is wrong with the file."""
@@ -310,7 +311,7 @@ def _write(
         try:
             builder.download_and_prepare()
         except Exception:
-            # TFDS fails over a part without any example; the cause is ours to tell.
+            # TFDS fails over no example at all; the cause is ours to tell.
             if not writer.problems or writer.rows:
                 raise
     if writer.problems and (on_bad_image is OnBadImage.ERROR or not writer.rows):

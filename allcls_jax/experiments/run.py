@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
         chosen = rows[partition.rows()[use]]
         with terminal.track(f"evaluating {use}", len(chosen), "images") as advance:
             batches = pipeline.evaluation_batches(cells, chosen, reading)
-            counted = _counted(batches, advance)
-            return loop.evaluate(params, compiled, shards, counted)[1]
+            return loop.evaluate(params, compiled, shards, batches, advance)[1]
 
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         begin = checkpoints.restore_latest(fresh)
@@ -219,7 +218,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     with terminal.track("evaluating", len(rows), "images") as advance:
         batches = pipeline.evaluation_batches(cells, rows, _reading(config))
         _, probability = loop.evaluate(
-            params, compiled, network.shardings, _counted(batches, advance)
+            params, compiled, network.shardings, batches, advance
         )
     predictions = _join(cells, {Split.TEST: probability})
     shared = outputs.trained_on(workdir, table)
@@ -353,15 +352,6 @@ def _join(
         np.array([probabilities[use][row] for use, row in keys]),
         np.array([str(use) for use, _ in keys]),
     )
-
-
-def _counted(
-    batches: Iterator[pipeline.Batch], advance: terminal.Advance
-) -> Iterator[pipeline.Batch]:
-    """Yields the batches, telling the progress bar of their images."""
-    for batch in batches:
-        yield batch
-        advance(int(batch["mask"].sum()) * jax.process_count())
 
 
 def _show_partition(table: CellTable, partition: Partition) -> None:

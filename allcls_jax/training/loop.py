@@ -119,7 +119,11 @@ def train(
 
 
 def evaluate(
-    params: Params, steps: Steps, shardings: Shardings, batches: Iterator[Batch]
+    params: Params,
+    steps: Steps,
+    shardings: Shardings,
+    batches: Iterator[Batch],
+    advance: terminal.Advance | None = None,
 ) -> tuple[Sums, dict[int, float]]:
     """Returns the sums over all images, and P(ALL) of each by its row.
 
@@ -128,6 +132,7 @@ def evaluate(
       steps: compiled steps.
       shardings: where batches go.
       batches: padded and masked; every image stands in them once.
+      advance: is told the number of images just evaluated.
     """
     total: Sums | None = None
     probabilities: dict[int, float] = {}
@@ -140,6 +145,8 @@ def evaluate(
             if index >= 0:
                 assert index not in probabilities, f"row {index} came twice"
                 probabilities[index] = value
+        if advance is not None:
+            advance(int(sums.count))
     assert total is not None, "nothing to evaluate"
     assert len(probabilities) == int(total.count), "an image was lost or counted twice"
     return total, probabilities

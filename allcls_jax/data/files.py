@@ -1,0 +1,264 @@
+"""What lies under a path, on disk and in zips: pictures and tables, not decoded.
+
+A zip counts as a folder of its own name, so that readers see one tree; it is read in
+place and never unpacked. What operating systems leave behind is not there at all.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from allcls_jax.data.cells import CellFile, DiskImage, ImageSource, Part
+from allcls_jax.errors import InputError
+
+IMAGE_SUFFIXES = (".bmp", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+# Pictures that would otherwise be passed over without a word.
+_OTHER_PICTURES = (
+    *(".gif", ".webp", ".jp2", ".heic", ".avif"),
+    *(".dcm", ".svs", ".ndpi", ".npy", ".npz"),
+)
+# Besides every name that begins with a dot (.DS_Store, ._x.bmp, .ipynb_checkpoints).
+_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini", "@eadir"})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ZipImage:
+    """A picture inside a zip, which stays packed."""
+
+    path: str  # of the zip
+    member: str  # its name inside
+
+    @property
+    def name(self) -> str:
+        """The zip's path and the name inside it."""
+        return f"{self.path}!{self.member}"
+
+    def read(self) -> bytes:
+        """Returns the unpacked bytes. Raises OSError if that is impossible."""
+        with _as_os_error(self.name):
+            return _opened_zip(self.path).read(self.member)
+
+    def stamp(self) -> str:
+        """Returns the zip's path, the name inside, size and checksum."""
+        with _as_os_error(self.name):
+            info = _opened_zip(self.path).getinfo(self.member)
+        return f"{self.name}|{info.file_size}|{info.CRC:08x}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """One file below the path that was searched."""
+
+    folders: tuple[str, ...]  # between that path and the file
+    file: str  # its own name
+    source: ImageSource
+
+    @property
+    def path(self) -> str:
+        """The path below the one searched, with forward slashes."""
+        return "/".join((*self.folders, self.file))
+
+    @property
+    def stem(self) -> str:
+        """The file's name without its last suffix."""
+        return self.file.rpartition(".")[0]
+
+
+@dataclasses.dataclass(slots=True)
+class Listing:
+    """The pictures and csv files under one path."""
+
+    root: Path
+    above: tuple[str, ...]  # names of the searched folder's parent and of itself
+    images: list[Found] = dataclasses.field(default_factory=list)
+    tables: list[Found] = dataclasses.field(default_factory=list)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def list_files(path: Path) -> Listing:
+    """Returns everything readable below a folder or zip, zips inside it included.
+
+    What cannot be listed (a folder without permission, a broken zip) becomes one of the
+    listing's `problems`.
+
+    Raises:
+      InputError: if the path does not exist or is neither a folder nor a zip.
+    """
+    root = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 (keeps symlinks)
+    if root.is_dir():
+        listing = Listing(root, (root.parent.name, root.name))
+        _walk_folder(str(root), (), listing)
+    elif root.is_file() and _suffix(root.name) == ".zip":
+        listing = Listing(root, (root.parent.name, root.stem))
+        _walk_zip(str(root), (), listing)
+    else:
+        what = "is no folder and no zip" if root.exists() else "does not exist"
+        raise InputError(
+            f"{root}: {what}; give the folder or zip that holds the cell images"
+        )
+    return listing
+
+
+def read_text(source: ImageSource) -> str:
+    """Returns the text of a csv, with or without a byte order mark.
+
+    Raises:
+      OSError: if it cannot be read.
+      UnicodeDecodeError: if it is not UTF-8.
+    """
+    return source.read().decode("utf-8-sig")
+
+
+def is_image(file: str) -> bool:
+    """Tells by the suffix, in any case, whether a file is a picture we read."""
+    return _suffix(file) in IMAGE_SUFFIXES
+
+
+def in_order(cells: Iterable[CellFile]) -> list[CellFile]:
+    """Returns the cells by part, then image id with its numbers in natural order."""
+    parts = {part: rank for rank, part in enumerate(Part)}
+    return sorted(
+        cells, key=lambda c: (parts[c.part], _natural(c.image_id), c.image_id)
+    )
+
+
+def without_copies(cells: Sequence[CellFile]) -> tuple[list[CellFile], list[str]]:
+    """Returns the cells of different image ids, and a line for each id held twice.
+
+    A zip left lying beside what was unpacked from it is no problem: if all its images
+    are also on disk, it is passed over. Ids that differ in case only are held twice.
+    """
+    unpacked = {c.image_id.casefold() for c in cells if not _archive(c)}
+    needed = {_archive(c) for c in cells if c.image_id.casefold() not in unpacked}
+    kept: dict[str, CellFile] = {}
+    problems = []
+    for cell in cells:
+        archive = _archive(cell)
+        if archive and archive not in needed:
+            continue
+        first = kept.setdefault(cell.image_id.casefold(), cell)
+        if first is not cell:
+            problems.append(
+                f"{cell.image_id} lies in {first.source.name} and {cell.source.name}"
+            )
+    return list(kept.values()), problems
+
+
+def _walk_folder(folder: str, folders: tuple[str, ...], listing: Listing) -> None:
+    """Adds what lies in a folder and below it."""
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        listing.problems.append(f"{folder}: cannot be listed ({error.strerror})")
+        return
+    for entry in ordered:
+        if _is_junk(entry.name):
+            continue
+        if entry.is_dir():
+            if entry.is_symlink() and _leads_up(entry.path):
+                listing.problems.append(f"{entry.path}: a link to a folder above it")
+            else:
+                _walk_folder(entry.path, (*folders, entry.name), listing)
+        elif _suffix(entry.name) == ".zip":
+            name = entry.name[: -len(".zip")]
+            _walk_zip(entry.path, (*folders, name), listing)
+        else:
+            _add(Found(folders, entry.name, DiskImage(path=entry.path)), listing)
+
+
+def _walk_zip(path: str, folders: tuple[str, ...], listing: Listing) -> None:
+    """Adds what lies in a zip."""
+    try:
+        with _as_os_error(path):
+            members = _opened_zip(path).infolist()
+    except OSError as error:
+        listing.problems.append(f"{path}: cannot be read as a zip ({error})")
+        return
+    if any(member.flag_bits & 1 for member in members):
+        listing.problems.append(f"{path}: needs a password")
+        return
+    for member in members:
+        # Some programs on Windows write backslashes.
+        *inner, file = member.filename.replace("\\", "/").split("/")
+        if not file or any(_is_junk(name) for name in (*inner, file)):
+            continue
+        found = Found((*folders, *inner), file, ZipImage(path, member.filename))
+        if _suffix(file) == ".zip":
+            listing.problems.append(f"{found.source.name}: a zip inside a zip")
+        else:
+            _add(found, listing)
+
+
+def _add(found: Found, listing: Listing) -> None:
+    """Files one file under what it is."""
+    suffix = _suffix(found.file)
+    if suffix in IMAGE_SUFFIXES:
+        listing.images.append(found)
+    elif suffix == ".csv":
+        listing.tables.append(found)
+    elif suffix in _OTHER_PICTURES:
+        listing.problems.append(
+            f"{found.source.name}: {suffix} is not read; convert it to PNG"
+        )
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _suffix(name: str) -> str:
+    """The last suffix in lower case; several times faster than pathlib's."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
+
+
+def _leads_up(path: str) -> bool:
+    """Whether a linked folder is the one it lies in, or above it."""
+    target = Path(path).resolve()
+    return Path(path).parent.resolve().is_relative_to(target)
+
+
+def _natural(text: str) -> tuple[str | int, ...]:
+    """A sort key under which 10 follows 9; text and numbers take turns in it."""
+    pieces = re.split(r"(\d+)", text)
+    return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces))
+
+
+def _archive(cell: CellFile) -> str:
+    """The zip that holds a cell, or nothing."""
+    return cell.source.path if isinstance(cell.source, ZipImage) else ""
+
+
+@contextlib.contextmanager
+def _as_os_error(name: str) -> Iterator[None]:
+    """Turns whatever a damaged or foreign zip raises into an OSError."""
+    try:
+        yield
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:
+        raise OSError(f"{name}: {error}") from error
+
+
+def _opened_zip(path: str) -> zipfile.ZipFile:
+    """Returns the open zip: reading its table again for every image would be slow."""
+    status = Path(path).stat()
+    # A forked process would share, and disturb, its parent's position in the file.
+    return _open_zip(path, status.st_size, status.st_mtime_ns, os.getpid())
+
+
+@functools.lru_cache(maxsize=16)
+def _open_zip(path: str, *_: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)

@@ -1,0 +1,112 @@
+"""Batches: every image once, the same stream however it is read, any beginning."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from allcls_jax.config import DataConfig, SyntheticConfig
+from allcls_jax.data import pipeline, transforms
+from allcls_jax.data.packing import PackedCells
+from allcls_jax.data.pipeline import Batch, Reading
+from allcls_jax.data.prepare import open_cells
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> PackedCells:
+    config = DataConfig(synthetic=SyntheticConfig(num_images=30, num_patients=12))
+    cache = tmp_path_factory.mktemp("cache")
+    return open_cells(config, pack_size=40, cache_dir=cache)
+
+
+ROWS = np.array([3, 4, 5, 9, 10, 11, 12, 20, 21, 29])
+
+
+def reading(**options) -> Reading:
+    return Reading(**({"batch_size": 4, "image_size": 32} | options))
+
+
+def training(cells, count, start=0, **options) -> list[Batch]:
+    stream = pipeline.training_batches(
+        cells, ROWS, reading(**options), seed=5, start=start
+    )
+    return list(itertools.islice(stream, count))
+
+
+def rows_of(batches) -> list[list[int]]:
+    return [batch["row"].tolist() for batch in batches]
+
+
+def test_an_epoch_shows_every_image_once_in_a_new_order(cells):
+    steps = pipeline.steps_per_epoch(len(ROWS), 4)
+    assert steps == 3
+    rows = rows_of(training(cells, 3 * steps))
+    epochs = [
+        [row for batch in rows[i : i + steps] for row in batch if row >= 0]
+        for i in range(0, 3 * steps, steps)
+    ]
+    for epoch in epochs:
+        assert sorted(epoch) == ROWS.tolist()
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_batch_holds_what_its_rows_say(cells):
+    for batch in training(cells, 3):
+        assert batch["image"].shape == (4, 32, 32, 3)
+        assert batch["image"].dtype == np.uint8
+        for i, row in enumerate(batch["row"].tolist()):
+            if row < 0:
+                assert batch["mask"][i] == 0
+                assert not batch["image"][i].any()
+            else:
+                assert batch["mask"][i] == 1
+                assert batch["label"][i] == cells.table.label[row]
+                expected = transforms.resize(cells[row], 32)
+                assert np.array_equal(batch["image"][i], expected)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_stream_is_the_same_for_any_number_of_workers(cells, workers):
+    alone = training(cells, 7)
+    shared = training(cells, 7, num_workers=workers)
+    for one, other in zip(alone, shared, strict=True):
+        for name in one:
+            assert np.array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_goes_on_where_it_stopped(cells, workers):
+    whole = rows_of(training(cells, 9))
+    assert rows_of(training(cells, 4, start=5, num_workers=workers)) == whole[5:]
+
+
+def test_another_seed_gives_another_order(cells):
+    other = pipeline.training_batches(cells, ROWS, reading(), seed=6)
+    assert rows_of(itertools.islice(other, 3)) != rows_of(training(cells, 3))
+
+
+def test_processes_share_each_batch(cells):
+    alone = training(cells, 6)
+    blocks = [training(cells, 6, process=p, num_processes=2) for p in range(2)]
+    for one, first, second in zip(alone, *blocks, strict=True):
+        for name in one:
+            joined = np.concatenate([first[name], second[name]])
+            assert np.array_equal(one[name], joined)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_shows_every_image_once_in_order(cells, workers):
+    batches = list(
+        pipeline.evaluation_batches(cells, ROWS, reading(num_workers=workers))
+    )
+    assert [row for rows in rows_of(batches) for row in rows] == [
+        *ROWS.tolist(),
+        -1,
+        -1,
+    ]
+    assert sum(batch["mask"].sum() for batch in batches) == len(ROWS)
+
+
+def test_fewer_images_than_a_batch_make_one_padded_batch(cells):
+    batches = list(pipeline.evaluation_batches(cells, ROWS[:3], reading(batch_size=8)))
+    assert rows_of(batches) == [[3, 4, 5, -1, -1, -1, -1, -1]]

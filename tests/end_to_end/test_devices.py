@@ -1,0 +1,132 @@
+"""Eight devices, and two processes, train as one device does."""
+
+import csv
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.end_to_end import command
+
+# 12 epochs of 9 steps: 108 in all.
+FLAGS = (
+    *command.TINY,
+    "--config.train.batch_size=8",
+    "--config.train.num_epochs=13",
+    "--config.optim.learning_rate=0.001",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("devices")
+
+
+@pytest.fixture(scope="module")
+def one_device(folder: Path) -> Path:
+    return train(folder, "one")
+
+
+def train(folder: Path, name: str, **variables: str) -> Path:
+    workdir = folder / name
+    result = command.run(folder, *FLAGS, f"--workdir={workdir}", **variables)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def history(workdir: Path) -> list[dict[str, float]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def results(workdir: Path) -> dict:
+    return json.loads((workdir / "results.json").read_text())
+
+
+def probabilities(workdir: Path) -> list[float]:
+    with (workdir / "predictions.csv").open(newline="") as file:
+        return [float(row["probability"]) for row in csv.DictReader(file)]
+
+
+def assert_same_training(workdir: Path, reference: Path) -> None:
+    found, expected = history(workdir), history(reference)
+    assert expected[-1]["step"] >= 100
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            np.testing.assert_allclose(one[name], value, rtol=1e-5, err_msg=name)
+    for use in ("validation", "test"):
+        np.testing.assert_allclose(
+            results(workdir)[use]["auroc"], results(reference)[use]["auroc"], atol=1e-5
+        )
+    np.testing.assert_allclose(
+        probabilities(workdir), probabilities(reference), atol=1e-5
+    )
+
+
+def test_eight_devices_train_as_one(folder, one_device):
+    workdir = train(folder, "eight", JAX_NUM_CPU_DEVICES="8")
+    assert results(workdir)["provenance"]["device"]["count"] == 8
+    assert results(one_device)["provenance"]["device"]["count"] == 1
+    assert_same_training(workdir, one_device)
+
+
+def test_two_processes_train_as_one(folder, one_device):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workdir = folder / "two"
+    processes = [
+        subprocess.Popen(
+            command.arguments(
+                *FLAGS,
+                f"--workdir={workdir}",
+                "--distributed",
+                f"--coordinator=127.0.0.1:{port}",
+                "--num_processes=2",
+                f"--process_id={i}",
+            ),
+            cwd=folder,
+            env=command.environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=180) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, stderr) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, stderr
+    assert "Results" in outputs[0][0]
+    assert "Results" not in outputs[1][0], "only the first process speaks"
+    device = results(workdir)["provenance"]["device"]
+    assert (device["count"], device["processes"]) == (2, 2)
+    assert_same_training(workdir, one_device)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(folder):
+    result = command.run(
+        folder,
+        *FLAGS,
+        "--config.train.batch_size=12",
+        f"--workdir={folder / 'refused'}",
+        JAX_NUM_CPU_DEVICES="8",
+    )
+    assert result.returncode == 2
+    assert "train.batch_size = 12" in result.stderr
+    assert "give 8" in result.stderr
+    assert not (folder / "refused").exists()
+
+
+def test_distributed_without_a_cluster_says_what_is_missing(folder):
+    result = command.run(folder, *FLAGS, "--workdir=none", "--distributed")
+    assert result.returncode == 2
+    assert "--coordinator" in result.stderr
+    assert "Traceback" not in result.stderr
