@@ -61,7 +61,9 @@ def preprocessing_from_json(text: str) -> Preprocessing:
             tuple(float(v) for v in fields[name]) for name in ("mean", "scale")
         )
         if order not in ("rgb", "bgr") or len(mean) != 3 or len(scale) != 3:
-            raise ValueError("channel_order must be rgb or bgr; mean, scale have 3 values")
+            raise ValueError(
+                "channel_order must be rgb or bgr; mean, scale have 3 values"
+            )
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"preprocessing = {text!r}: not understood ({error}); write the file again "
