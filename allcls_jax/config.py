@@ -105,7 +105,7 @@ class DataConfig:
     validation: float = 0.15  # share of the training patients, in (0, 1)
     groups: str | None = None  # JSON lists of patients that share cells; grouped split
     on_bad_image: OnBadImage = OnBadImage.ERROR
-    num_workers: int = 0  # grain processes that read images; 0: threads only
+    num_workers: int = 0  # processes that read training images; 0: threads only
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
 
 
@@ -144,6 +144,9 @@ class TrainConfig:
     num_epochs: int | None = None  # None: 20, or 5 on synthetic cells
     batch_size: int = 32  # images of one step over all devices and processes
     class_weights: ClassWeights = ClassWeights.NONE
+    # Where the whole convolutional stack is frozen, compute its features once per
+    # image and keep them; false computes them anew in every step.
+    cache_features: bool = True
 
 
 @dataclasses.dataclass

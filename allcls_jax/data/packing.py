@@ -48,6 +48,8 @@ class PackedCells:
     Attributes:
       table: one row a cell.
       size: height and width of the stored images, pixels.
+      crop: pixels of the centre square that was cut out before resizing, or None.
+      stamp: a sha256 that changes with any image, record or setting.
       source: the kind of reader that the cells came from.
       directory: the pack.
     """
@@ -67,6 +69,7 @@ class PackedCells:
             )
         self.size = int(manifest["size"])
         self.crop = manifest["crop"]
+        self.stamp = str(manifest["stamp"])
         self.source = DataSource(manifest["source"])
         self.table = table_from_csv(
             (directory / "cells.csv").read_text(encoding="utf-8")

@@ -29,9 +29,7 @@ def figures(predictions: Predictions) -> dict[str, Any]:
     both = len(np.unique(label)) == 2
     return {
         "accuracy": float(metrics.accuracy_score(label, called)),
-        "weighted_f1": float(
-            metrics.f1_score(label, called, average="weighted")
-        ),
+        "weighted_f1": float(metrics.f1_score(label, called, average="weighted")),
         "balanced_accuracy": (
             float(metrics.balanced_accuracy_score(label, called)) if both else None
         ),

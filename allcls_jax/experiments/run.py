@@ -23,7 +23,7 @@ from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments.provenance import provenance
 from allcls_jax.models.vgg import LayerRow, Params, layer_table
 from allcls_jax.paths import default_cache_dir
-from allcls_jax.training import loop, optim, sharding, state, steps
+from allcls_jax.training import inputs, loop, optim, sharding, state, steps
 from allcls_jax.training.checkpoint import Checkpoints
 from allcls_jax.training.network import Network, build
 from allcls_jax.training.writers import MetricsLog, write_atomically
@@ -87,12 +87,15 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
         seed=config.seed,
     )
     fresh = shards.put_replicated(state.create(network.params, optimizer))
-    reading = _reading(config)
+    reading = inputs.reading(config, config.train.batch_size)
+    given = inputs.make_inputs(
+        config, cells, rows, network, compiled, cache_dir=_cache_dir(config)
+    )
 
     def predict(params: Params, use: Split) -> dict[int, float]:
         chosen = rows[partition.rows()[use]]
         with terminal.track(f"evaluating {use}", len(chosen), "images") as advance:
-            batches = pipeline.evaluation_batches(cells, chosen, reading)
+            batches = pipeline.evaluation_batches(given, cells.table, chosen, reading)
             return loop.evaluate(params, compiled, shards, batches, advance)[1]
 
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -109,14 +112,15 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
                 compiled,
                 shards,
                 pipeline.training_batches(
-                    cells,
+                    given,
+                    cells.table,
                     training_rows,
                     reading,
                     seed=config.seed,
                     start=int(begin.step),
                 ),
                 lambda: pipeline.evaluation_batches(
-                    cells, rows[partition.validation], reading
+                    given, cells.table, rows[partition.validation], reading
                 ),
                 _schedule(config, len(training_rows)),
                 checkpoints=checkpoints,
@@ -216,7 +220,9 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         seed=config.seed,
     )
     with terminal.track("evaluating", len(rows), "images") as advance:
-        batches = pipeline.evaluation_batches(cells, rows, _reading(config))
+        images = pipeline.Images(cells, config.data.image_size)
+        reading = inputs.reading(config, config.train.batch_size)
+        batches = pipeline.evaluation_batches(images, cells.table, rows, reading)
         _, probability = loop.evaluate(
             params, compiled, network.shardings, batches, advance
         )
@@ -313,16 +319,6 @@ def _check_same_inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
                 f"--workdir: its run began with other {name}: {old_value} instead of "
                 f"{new_value}; give another --workdir, or the former input"
             )
-
-
-def _reading(config: Config) -> pipeline.Reading:
-    return pipeline.Reading(
-        batch_size=config.train.batch_size,
-        image_size=config.data.image_size,
-        num_workers=config.data.num_workers,
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
-    )
 
 
 def _schedule(config: Config, num_images: int) -> loop.Schedule:

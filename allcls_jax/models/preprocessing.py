@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from allcls_jax.errors import InputError
 
@@ -18,7 +19,7 @@ class Preprocessing:
     mean: tuple[float, float, float]  # grey levels 0 to 255, in channel order
     scale: tuple[float, float, float]  # per grey level, in channel order
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Returns network input.
 
         Args:
@@ -27,7 +28,7 @@ class Preprocessing:
         Returns:
           The same shape in float32.
         """
-        values = images.astype(jnp.float32)
+        values = jnp.asarray(images, jnp.float32)
         if self.channel_order == "bgr":
             values = values[..., ::-1]
         return (values - jnp.asarray(self.mean)) * jnp.asarray(self.scale)

@@ -12,7 +12,8 @@ Transfer Learning", figure 7.
 import dataclasses
 import math
 import zlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ from allcls_jax.config import HeadKind, ModelName
 # Layer name → {"kernel", "bias"} → array, or its shape and type.
 Params = dict[str, dict[str, jax.Array]]
 ParamShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
+
+_Leaf = TypeVar("_Leaf")
 
 NUM_CLASSES = 2  # logits are (HEM, ALL), so that the index is the label
 
@@ -167,6 +170,22 @@ class VGG(nn.Module):
         return x, named
 
 
+def split_at_features(model: VGG) -> tuple[VGG, VGG]:
+    """Returns the part of a network that makes features, and the part behind it.
+
+    Both take the parameters of the whole network; the first gives `features` as its
+    output, the second takes them as its input.
+    """
+    poolings = (Flatten, GlobalAveragePool)
+    kinds = [isinstance(layer, poolings) for layer in model.layers]
+    behind = kinds.index(True) + 1
+    return (
+        VGG(model.layers[:behind], dtype=model.dtype),
+        # What follows the features is computed in float32.
+        VGG(model.layers[behind:]),
+    )
+
+
 def param_shapes(model: VGG, image_size: int) -> ParamShapes:
     """Returns shape and type of every parameter, and computes nothing."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
@@ -238,7 +257,7 @@ def layer_table(layers: tuple[Layer, ...], image_size: int) -> list[LayerRow]:
     return rows
 
 
-def flatten_params(params: Params) -> dict[str, jax.Array]:
+def flatten_params(params: Mapping[str, Mapping[str, _Leaf]]) -> dict[str, _Leaf]:
     """Returns `{"block1_conv1/kernel": array, …}`."""
     return {
         f"{layer}/{name}": array

@@ -5,6 +5,7 @@ and the position in the data, so that it stands for itself.
 """
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from allcls_jax.training.state import TrainState
 
 # The best checkpoint has the smallest.
 _METRIC = "validation_loss"
+
+# Where checkpoints go that are no longer wanted.
+_TRASH = "deleted"
 
 
 class Checkpoints:
@@ -43,7 +47,12 @@ class Checkpoints:
             best_mode="min",
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
+            # Deleting takes time, and a run killed meanwhile would leave half a
+            # checkpoint that looks whole; moving takes none.
+            todelete_subdir=_TRASH,
         )
+        self._read_only = read_only
+        self._empty_trash()
         self._manager = ocp.CheckpointManager(
             directory.absolute(), options=options, item_names=("state", "record")
         )
@@ -53,6 +62,7 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         self._manager.close()
+        self._empty_trash()
 
     @property
     def latest_step(self) -> int | None:
@@ -79,6 +89,8 @@ class Checkpoints:
           validation_loss: mean loss in nats, by which the best is chosen; None within
             an epoch, which is never the best.
         """
+        self.wait()
+        self._empty_trash()
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -131,6 +143,10 @@ class Checkpoints:
         """
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
         return self._manager.restore(self._best(), args=args)["record"]
+
+    def _empty_trash(self) -> None:
+        if not self._read_only and jax.process_index() == 0:
+            shutil.rmtree(self._directory / _TRASH, ignore_errors=True)
 
     def _best(self) -> int:
         step = self.best_step

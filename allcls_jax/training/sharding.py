@@ -78,6 +78,20 @@ def start_processes(
         ) from error
 
 
+def union(rows: np.ndarray, num_rows: int) -> np.ndarray:
+    """Returns the rows that any process has, ascending, the same on every process.
+
+    Args:
+      rows: (n,) int64, each below `num_rows`.
+      num_rows: of the table.
+    """
+    chosen = np.zeros(num_rows, np.uint8)
+    chosen[rows] = 1
+    if jax.process_count() > 1:
+        chosen = multihost_utils.process_allgather(chosen).max(axis=0)
+    return np.flatnonzero(chosen)
+
+
 def wait_for_all(what: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

@@ -11,7 +11,7 @@ import optax
 
 from allcls_jax.data.cells import ALL
 from allcls_jax.models.preprocessing import Preprocessing
-from allcls_jax.models.vgg import VGG, Params
+from allcls_jax.models.vgg import VGG, Params, split_at_features
 from allcls_jax.training.optim import Mask
 from allcls_jax.training.sharding import Shardings
 from allcls_jax.training.state import Sums, TrainState, zero_sums
@@ -28,11 +28,14 @@ class Steps:
         and the batch's mean loss, () float32.
       eval: (params, batch) → sums over the batch, and of each of its images, padding
         included, P(ALL) (n,) float32 and row (n,) int32; the same on every process.
+      features: (params, batch of images) → the frozen backbone's output (n, m) float32
+        and row (n,) int32, padding included; the same on every process.
       start_epoch: state → the state with its sums set to zero.
     """
 
     train: Callable[[TrainState, DeviceBatch], tuple[TrainState, jax.Array]]
     eval: Callable[[Params, DeviceBatch], tuple[Sums, jax.Array, jax.Array]]
+    features: Callable[[Params, DeviceBatch], tuple[jax.Array, jax.Array]]
     start_epoch: Callable[[TrainState], TrainState]
 
 
@@ -49,7 +52,8 @@ def make_steps(
     """Returns the steps, to be compiled at their first call.
 
     Args:
-      model: gives logits of (HEM, ALL).
+      model: gives logits of (HEM, ALL). A batch has either images, or the features
+        of a frozen backbone, which its head goes on from.
       preprocessing: what its weights expect.
       optimizer: from `optim.make_optimizer`.
       mask: which parameters are trained.
@@ -58,13 +62,16 @@ def make_steps(
       seed: of dropout.
     """
     weights = jnp.asarray(class_weights, jnp.float32)
+    backbone, head = split_at_features(model)
 
     def loss_sums(
         params: Params, batch: DeviceBatch, per_class: jax.Array, **apply: Any
     ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
-        logits, _ = model.apply(
-            {"params": params}, preprocessing(batch["image"]), **apply
-        )
+        if "features" in batch:
+            logits, _ = head.apply({"params": params}, batch["features"], **apply)
+        else:
+            images = preprocessing(batch["image"])
+            logits, _ = model.apply({"params": params}, images, **apply)
         label, valid = batch["label"], batch["mask"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         sums = Sums(
@@ -112,6 +119,10 @@ def make_steps(
         _, (sums, probability) = loss_sums(params, batch, jnp.ones(2))
         return sums, probability, batch["row"]
 
+    def features(params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+        values, _ = backbone.apply({"params": params}, preprocessing(batch["image"]))
+        return values, batch["row"]
+
     def start_epoch(state: TrainState) -> TrainState:
         return state.replace(sums=zero_sums())
 
@@ -121,6 +132,7 @@ def make_steps(
             train_step, in_shardings=(one, split), out_shardings=one, donate_argnums=0
         ),
         eval=jax.jit(eval_step, in_shardings=(one, split), out_shardings=one),
+        features=jax.jit(features, in_shardings=(one, split), out_shardings=one),
         start_epoch=jax.jit(
             start_epoch, in_shardings=(one,), out_shardings=one, donate_argnums=0
         ),

@@ -111,16 +111,18 @@ def test_a_changed_source_is_packed_anew(tmp_path, change):
     pack(cells, out)
     before = inode(out)
     first = tmp_path / "in" / "0.png"
-    options = {}
+    size, crop = 24, None
     if change == "content":
         first.write_bytes(transforms.encode_png(np.full((50, 50, 3), 99, np.uint8)))
     elif change == "mtime":
         os.utime(first, ns=(1, 1))
     elif change == "label":
         cells[0] = dataclasses.replace(cells[0], label=1)
+    elif change == "size":
+        size = 20
     else:
-        options = {change: 20}
-    packed = pack(cells, out, **options)
+        crop = 20
+    packed = pack(cells, out, size=size, crop=crop)
     assert inode(out) != before
     if change == "content":
         assert packed[0].max() == 99

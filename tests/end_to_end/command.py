@@ -29,7 +29,7 @@ def arguments(*flags: str) -> list[str]:
 
 
 def run(
-    folder: Path, *flags: str, timeout: float = 120, **variables: str
+    folder: Path, *flags: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the entry point in `folder` to its end and returns what it said."""
     return subprocess.run(
@@ -38,6 +38,6 @@ def run(
         env=environment(folder, **variables),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=180,
         check=False,
     )

@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 import pytest
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] # made by protobuf
 
 from tests.end_to_end import command
 
@@ -49,13 +50,17 @@ def uninterrupted(folder: Path) -> Path:
 def checkpoints(workdir: Path) -> dict[str, dict[str, bytes]]:
     """The bits of every array of every checkpoint."""
     found = {}
-    for path in sorted((workdir / "checkpoints").iterdir()):
+    folder = workdir / "checkpoints"
+    assert all(path.name.isdecimal() for path in folder.iterdir()), "nothing else left"
+    for path in sorted(folder.iterdir()):
         reader = ocp.PyTreeCheckpointer()
-        shapes = reader.metadata(path / "state").item_metadata.tree
-        numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-        args = ocp.args.PyTreeRestore(
-            restore_args=jax.tree.map(lambda _: numpy, shapes)
+        metadata = reader.metadata(path / "state").item_metadata
+        assert metadata is not None
+        shapes = metadata.tree
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes
         )
+        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
         tree = reader.restore(path / "state", args=args)
         found[path.name] = {
             jax.tree_util.keystr(keys): leaf.tobytes()
@@ -127,8 +132,8 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(folder, uninterrupted, worker
 
     def in_the_middle_of_a_save() -> bool:
         return lines(workdir) >= 3 and any(
-            ".orbax-checkpoint-tmp" in name
-            for name in os.listdir(workdir / "checkpoints")
+            ".orbax-checkpoint-tmp" in path.name
+            for path in (workdir / "checkpoints").iterdir()
         )
 
     def behind_a_few_more_epochs() -> bool:
@@ -160,8 +165,6 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(folder, uninterrupted, worker
 
 def tensorboard_steps(workdir: Path) -> list[int]:
     """The steps of one figure in all event files, read record by record."""
-    from tensorboardX.proto.event_pb2 import Event
-
     steps = []
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""The VGG table: golden counts, the paper's layer table, numbers against plain NumPy."""
+"""The VGG table: golden counts, the paper's layers, numbers against plain NumPy."""
 
 from functools import partial
 

@@ -1,6 +1,7 @@
 """Steps: what moves, what it costs, and golden numbers of one."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ RULES = OptimConfig().trainable
 @dataclasses.dataclass
 class Setup:
     model: vgg.VGG
-    params: vgg.Params
+    params: Any  # arrays, or their shapes
     mask: optim.Mask
     steps: steps.Steps
     state: state.TrainState
@@ -247,6 +248,23 @@ def test_probability_is_that_of_all():
     np.testing.assert_allclose(
         probability, 1 / (1 + np.exp(logits[:, 0] - logits[:, 1])), rtol=1e-4
     )
+
+
+def test_kept_features_train_the_head_as_images_do():
+    """Ten steps either way, dropout included, give the same head and losses."""
+    of_images, of_features = build(), build()
+    one, other = of_images.state, of_features.state
+    for seed in range(10):
+        batch = make_batch(seed=seed, padding=seed % 3)
+        values, row = of_features.steps.features(other.params, batch)
+        assert np.array_equal(row, batch["row"])
+        kept = {name: v for name, v in batch.items() if name != "image"}
+        one, loss = of_images.steps.train(one, batch)
+        other, same = of_features.steps.train(other, kept | {"features": values})
+        np.testing.assert_allclose(same, loss, rtol=1e-5)
+    for name, array in flat(one.params).items():
+        found = flat(other.params)[name]
+        assert np.linalg.norm(found - array) <= 1e-4 * np.linalg.norm(array), name
 
 
 def test_steps_are_traced_once():
