@@ -8,14 +8,13 @@ what tells patients apart (stain, texture) is drawn without a look at the class.
 
 import dataclasses
 import hashlib
-import io
 
 import numpy as np
 from numpy.random import PCG64, Generator
-from PIL import Image
 from scipy import ndimage, sparse, special
 
 from allcls_jax.config import Config, DataConfig, SyntheticConfig
+from allcls_jax.data import transforms
 from allcls_jax.data.cells import ALL, HEM, CellFile, Part
 
 SIZE = 450  # pixels, the side of an image, as in C-NMC 2019
@@ -63,10 +62,7 @@ class SyntheticImage:
 
     def read(self) -> bytes:
         """Returns the drawing as PNG."""
-        file = io.BytesIO()
-        image = Image.fromarray(draw(self.config, self.index))
-        image.save(file, format="PNG", compress_level=1)
-        return file.getvalue()
+        return transforms.encode_png(draw(self.config, self.index))
 
     def stamp(self) -> str:
         """Returns everything that the drawing depends on."""
