@@ -149,8 +149,9 @@ def table_from_rows(rows: Iterable[Sequence[str | int]]) -> CellTable:
 
 
 def table_from_csv(text: str) -> CellTable:
-    """Returns the table that `CellTable.to_csv` wrote."""
+    """Returns the table that `CellTable.to_csv` wrote; ValueError for another text."""
     reader = csv.reader(io.StringIO(text))
     header = next(reader, [])
-    assert tuple(header) == COLUMNS, f"columns {header} instead of {COLUMNS}"
+    if tuple(header) != COLUMNS:
+        raise ValueError(f"columns {header} instead of {COLUMNS}")
     return table_from_rows(reader)

@@ -71,25 +71,29 @@ class PackedCells:
         self.crop = manifest["crop"]
         self.stamp = str(manifest["stamp"])
         self.source = DataSource(manifest["source"])
-        self.table = table_from_csv(
-            (directory / "cells.csv").read_text(encoding="utf-8")
-        )
-        self._records: Any = None
+        try:
+            text = (directory / "cells.csv").read_text(encoding="utf-8")
+            self.table = table_from_csv(text)
+            # Now, not at first use: reading threads would race to open them.
+            self._records = self._open()
+        except Exception as error:  # TFDS and array_record have no common type
+            raise InputError(
+                f"{directory}: the pack is damaged ({error}); remove this folder and "
+                "pack the cells again"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Returns the image of a row: (size, size, 3) uint8, RGB."""
-        if self._records is None:
-            self._records = self._open()
         if not 0 <= row < len(self):
             raise IndexError(row)
         return np.asarray(self._records[row]["image"])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type["PackedCells"], tuple[Path]]:
         # Readers hold open files: another process opens its own.
-        return self.__dict__ | {"_records": None}
+        return PackedCells, (self.directory,)
 
     def _open(self) -> Any:
         """Returns TFDS' records, in the order of the table."""
@@ -97,7 +101,9 @@ class PackedCells:
         # Any: TFDS' decorators hide the signatures from type checkers.
         builder: Any = tfds.builder_from_directory(str(folder))
         records = builder.as_data_source(_SPLIT)
-        assert len(records) == len(self), f"{len(records)} images, {len(self)} records"
+        if len(records) != len(self):
+            raise ValueError(f"{len(records)} images and {len(self)} records")
+        records[len(records) - 1]  # the files are opened at the first use
         return records
 
 

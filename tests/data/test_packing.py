@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,23 @@ def test_a_pack_of_another_version_is_no_pack(tmp_path):
     (out / "pack.json").write_text(json.dumps(manifest | {"format": 0}))
     with pytest.raises(InputError, match="not a pack of this version"):
         packing.PackedCells(out)
+
+
+@pytest.mark.parametrize("damage", ["cells.csv", "array_record"])
+def test_a_damaged_pack_is_found_when_it_is_opened(tmp_path, damage):
+    cells, out = write_cells(tmp_path / "in"), tmp_path / "out"
+    pack(cells, out)
+    (path,) = out.rglob(f"*{damage}*")
+    if damage == "cells.csv":
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"damaged.*remove"):
+        packing.PackedCells(out)
+
+
+def test_a_pack_goes_to_another_process_by_its_place(tmp_path):
+    packed = pack(write_cells(tmp_path / "in"), tmp_path / "out")
+    copied = pickle.dumps(packed)
+    assert len(copied) < 1000
+    assert np.array_equal(pickle.loads(copied)[3], packed[3])

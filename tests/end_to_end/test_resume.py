@@ -25,7 +25,7 @@ FLAGS = (
     "--config.train.batch_size=8",
     f"--config.train.num_epochs={EPOCHS}",
     # Makes the best checkpoint another one than the latest.
-    "--config.optim.learning_rate=0.01",
+    "--config.optim.learning_rate=0.03",
 )
 
 
