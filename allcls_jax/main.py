@@ -68,7 +68,9 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
                 raise InputError(f"--config.{field}: no such field{hint}") from None
         raise InputError(f"the command line cannot be read: {error}") from error
     except (flags.Error, OSError, ValueError, TypeError) as error:
-        raise InputError(f"the command line cannot be read: {error}") from error
+        # Of a configuration that refuses its variant absl gives the whole traceback.
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"the command line cannot be read: {reason}") from error
     if rest[1:]:
         raise InputError(f"{' '.join(rest[1:])}: not understood; flags begin with --")
     if _CONFIG.value is None:
