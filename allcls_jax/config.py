@@ -6,6 +6,7 @@
 
 import copy
 import dataclasses
+import difflib
 import enum
 import json
 import re
@@ -166,8 +167,8 @@ class Config:
         Raises:
           InputError: naming every field that breaks its rule, with value and remedy.
         """
-        problems = list(_problems(self))
-        if problems:
+        # The rules compare values, which only values of the right type bear.
+        if problems := list(misfits(self)) or list(_problems(self)):
             lines = "\n".join(f"  - {problem}" for problem in problems)
             raise InputError(f"the configuration cannot work:\n{lines}")
         return self
@@ -190,9 +191,51 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+def field_names(kind: type = Config, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted name of each field, sections included."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name
+        yield name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from field_names(hints[field.name], f"{name}.")
+
+
+def nearest_field(name: str) -> str | None:
+    """Returns the field whose dotted name is most like a misspelt one, if any is."""
+    names = list(field_names())
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not close:
+        last = name.rpartition(".")[2]
+        tails = {known.rpartition(".")[2]: known for known in names}
+        close = [tails[tail] for tail in difflib.get_close_matches(last, tails, n=1)]
+    return close[0] if close else None
+
+
+def misfits(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yields a line for each attribute that is no field or has another type than it."""
+    hints: dict[str, Any] = typing.get_type_hints(type(config))
+    fields = [field.name for field in dataclasses.fields(config)]
+    for name in sorted(vars(config).keys() - set(fields)):
+        nearest = nearest_field(prefix + name)
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        yield f"{prefix}{name}: no such field{hint}"
+    for name in fields:
+        # A field that was deleted counts as None.
+        value, hint = getattr(config, name, None), hints[name]
+        if dataclasses.is_dataclass(value) and isinstance(value, hint):
+            yield from misfits(value, f"{prefix}{name}.")
+            continue
+        union = isinstance(hint, types.UnionType)
+        kinds = typing.get_args(hint) if union else (typing.get_origin(hint) or hint,)
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join(_describe(kind) for kind in kinds)
+            yield f"{prefix}{name} = {value!r}: must be {names}"
+
+
 def _problems(config: Config) -> Iterator[str]:
-    """Yields one line for each broken rule."""
-    yield from _wrong_types(config)
+    """Yields one line for each broken rule; each value has the type of its field."""
     data, model, optim, train = config.data, config.model, config.optim, config.train
 
     def out_of_range(name: str, value: Any, rule: str, *, ok: bool) -> Iterator[str]:
@@ -324,22 +367,6 @@ def _pattern_problems(rules: Any) -> Iterator[str]:
                     yield f"optim.trainable: {pattern!r} is no pattern ({error})"
             case _:
                 yield f"optim.trainable: {rule!r} {shape}"
-
-
-def _wrong_types(config: Any, prefix: str = "") -> Iterator[str]:
-    """Yields the fields whose value has another type than they are declared with."""
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
-        if dataclasses.is_dataclass(value):
-            yield from _wrong_types(value, f"{prefix}{field.name}.")
-            continue
-        union = isinstance(hint, types.UnionType)
-        kinds = typing.get_args(hint) if union else (typing.get_origin(hint) or hint,)
-        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(_describe(kind) for kind in kinds)
-            yield f"{prefix}{field.name} = {value!r}: must be {names}"
 
 
 def _describe(kind: type) -> str:

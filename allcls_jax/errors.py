@@ -3,6 +3,8 @@
 Everything else that is raised is a defect of this package and keeps its traceback.
 """
 
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -28,3 +30,27 @@ def list_problems(title: str, problems: Iterable[str], *, remedy: str) -> InputE
         lines.append(f"  … and {count - len(lines)} more")
     noun = "problem" if count == 1 else "problems"
     return InputError(f"{title}: {count} {noun}\n" + "\n".join(lines) + f"\n{remedy}")
+
+
+def explain_failure(error: InputError | OSError) -> str | None:
+    """Returns what to tell the user of an error, or None if it is a defect of ours.
+
+    A file that the system refuses to read or write is the user's to mend: permissions,
+    space and disks are named in `--workdir`, `--config.cache_dir` and
+    `--config.data.dir`.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    closed = error.errno in (errno.EACCES, errno.EROFS)
+    if error.filename is None and not full and not closed:
+        return None
+    file = "a file" if error.filename is None else os.fsdecode(error.filename)
+    folders = "another --workdir or --config.cache_dir"
+    if full:
+        remedy = f"make room, or give {folders}"
+    elif closed:
+        remedy = f"change its permissions, or give {folders}"
+    else:
+        remedy = f"mend it, or give {folders}"
+    return f"{file}: {error.strerror}; {remedy}"

@@ -3,8 +3,6 @@
 Reads flags, validates, dispatches; all else is a library.
 """
 
-import datetime
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +10,17 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from allcls_jax import config_fields
+from allcls_jax import config_files
 from allcls_jax.config import Config
-from allcls_jax.errors import InputError
+from allcls_jax.errors import InputError, explain_failure
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="Configuration file, with `:variant` if wanted; each field can be "
     "overridden as --config.section.field=value.",
 )
+# ml_collections' own loader lets some mistakes pass and wraps others in tracebacks.
+flags.FLAGS["config"].parser.parse = config_files.read_file
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -46,8 +46,10 @@ def main() -> None:
     """Runs the command line; ends the process with exit code 2 on a user's mistake."""
     try:
         app.run(_dispatch, flags_parser=_parse)
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (InputError, OSError) as error:
+        if (reason := explain_failure(error)) is None:
+            raise
+        sys.stderr.write(f"error: {reason}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -60,17 +62,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         app.usage(writeto_stdout=True, exitcode=0)
     try:
         rest = flags.FLAGS(argv)
-    except (KeyError, AttributeError) as error:
-        for field in re.findall(r"^--config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
-            if field not in set(config_fields.field_names()):
-                nearest = config_fields.nearest_field(field)
-                hint = f"; did you mean --config.{nearest}?" if nearest else ""
-                raise InputError(f"--config.{field}: no such field{hint}") from None
-        raise InputError(f"the command line cannot be read: {error}") from error
-    except (flags.Error, OSError, ValueError, TypeError) as error:
-        # Of a configuration that refuses its variant absl gives the whole traceback.
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"the command line cannot be read: {reason}") from error
+    except Exception as error:  # for a bad flag the parsers raise nearly anything
+        raise config_files.explain_bad_flag(error, argv) from error
     if rest[1:]:
         raise InputError(f"{' '.join(rest[1:])}: not understood; flags begin with --")
     if _CONFIG.value is None:
@@ -78,16 +71,12 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     return rest
 
 
-def _dispatch(argv: Sequence[str]) -> None:
-    del argv
+def _dispatch(_: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # orbax tells of each of its steps
-    try:
-        config: Config = _CONFIG.value.validate()
-    except OSError as error:  # what config_flags makes of a file that it cannot load
-        raise InputError(f"--config: {error}") from error
+    config: Config = _CONFIG.value.validate()
     # JAX takes most of a second, which --help and a typing error need not wait for.
-    from allcls_jax.experiments import run
+    from allcls_jax.experiments import evaluate, run
     from allcls_jax.training import sharding
 
     if _DISTRIBUTED.value:
@@ -97,22 +86,13 @@ def _dispatch(argv: Sequence[str]) -> None:
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
     if _MODE.value == "train":
-        workdir = Path(_WORKDIR.value) if _WORKDIR.value else _default_workdir()
-        run.train_and_evaluate(config, workdir)
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
+        workdir = _WORKDIR.value or config_files.default_workdir(file)
+        run.train_and_evaluate(config, Path(workdir))
     elif _WORKDIR.value is None:
         raise InputError("--workdir is missing; --mode=evaluate needs that of a run")
     else:
-        run.evaluate(config, Path(_WORKDIR.value))
-
-
-def _default_workdir() -> Path:
-    """Returns runs/<config>/<UTC time>."""
-    path, _, variant = config_flags.get_config_filename(
-        flags.FLAGS["config"]
-    ).partition(":")
-    name = Path(path).stem + (f"-{variant}" if variant else "")
-    now = datetime.datetime.now(datetime.UTC)
-    return Path("runs") / name / now.strftime("%Y-%m-%dT%H-%M-%SZ")
+        evaluate.evaluate(config, Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Configurations: what is refused, how fields are named, what differs."""
 
 import dataclasses
+import errno
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from allcls_jax import config_fields
+from allcls_jax import config_files
 from allcls_jax.config import (
     Config,
     DataConfig,
@@ -16,8 +18,9 @@ from allcls_jax.config import (
     SplitKind,
     SyntheticConfig,
     TrainConfig,
+    nearest_field,
 )
-from allcls_jax.errors import InputError, list_problems
+from allcls_jax.errors import InputError, explain_failure, list_problems
 from configs import vgg16, vgg19
 
 
@@ -90,6 +93,150 @@ def test_a_value_of_another_type_is_refused_with_the_legal_values():
         config.validate()
 
 
+def test_the_type_is_refused_before_a_rule_stumbles_over_it():
+    config = Config(seed=-1)
+    config.data.image_size = "224"  # type: ignore[assignment] # what a user would write
+    with pytest.raises(InputError, match=r"data\.image_size = '224': must be .* int"):
+        config.validate()
+
+
+def test_a_section_that_is_none_or_another_is_refused():
+    config = Config()
+    config.data = ModelConfig()  # type: ignore[assignment] # what a user would write
+    config.optim = None  # type: ignore[assignment]
+    with pytest.raises(InputError, match=r"(?s)data = .*DataConfig.*optim = None"):
+        config.validate()
+
+
+def test_a_field_that_does_not_exist_is_refused_with_the_nearest():
+    config = Config()
+    # As a file sets them; a dataclass takes any attribute.
+    for section, name in (
+        (config, "sead"),
+        (config.data, "image_sise"),
+        (config.data.synthetic, "num_image"),
+        (config.model, "drop_out"),
+        (config.optim, "batch_size"),
+        (config.train, "epochs"),
+    ):
+        setattr(section, name, 1)
+    with pytest.raises(InputError) as caught:
+        config.validate()
+    assert str(caught.value).splitlines()[1:] == [
+        "  - sead: no such field; did you mean seed?",
+        "  - data.image_sise: no such field; did you mean data.image_size?",
+        "  - data.synthetic.num_image: no such field; did you mean "
+        "data.synthetic.num_images?",
+        "  - model.drop_out: no such field; did you mean model.dropout?",
+        "  - optim.batch_size: no such field; did you mean train.batch_size?",
+        "  - train.epochs: no such field; did you mean train.num_epochs?",
+    ]
+
+
+SET = "from allcls_jax.config import *\ndef get_config():\n    config = Config()\n    "
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("def get_config():\n    raise RuntimeError('too\\nbad')", "too bad"),
+        ("def get_config():\n    raise RuntimeError", "line 2: RuntimeError"),
+        ("def get_config():\n    raise ValueError", "line 2: ValueError"),
+        ("def get_config():\n    open('absent')", "FileNotFoundError.*absent"),
+        ("def get_config():\n    return {}['x']", "line 2: KeyError: 'x'"),
+        ("def get_config():\n    return absent", "line 2: NameError.*'absent'"),
+        ("def get_config(:", r"SyntaxError.*line 1"),
+        ("1\nimport absent", "line 2: ModuleNotFoundError.*'absent'"),
+        ("x = 1", "has no function get_config"),
+        ("get_config = 1", "has no function get_config"),
+        ("def get_config(variant):\n    pass", "TypeError.*'variant'"),
+        ("def get_config():\n    return {}", r"must return a Config.*returns \{\}"),
+        ("def get_config():\n    pass", "must return a Config.*returns None"),
+        (SET + "config.data.image_size = '9'\n    return config", "image_size = '9'"),
+        (SET + "config.data.image_sise = 224\n    return config", "data.image_size?"),
+        (SET + "config.data = {}\n    return config", r"data = \{\}: .*DataConfig"),
+    ],
+)
+def test_a_file_that_gives_no_configuration_is_named_with_the_cause(
+    tmp_path, text, cause
+):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(
+        InputError, match=f"(?s)^--config={re.escape(str(path))}: "
+    ) as e:
+        config_files.read_file(str(path))
+    assert re.search(cause, str(e.value)), e.value
+
+
+def test_a_file_gets_its_variant_and_may_still_lack_what_flags_give(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from allcls_jax.config import Config\n"
+        "def get_config(variant='none'):\n    return Config(seed=-1, cache_dir=variant)"
+    )
+    assert config_files.read_file(f"{path}:small:er").cache_dir == "small:er"
+    assert config_files.read_file(str(path)) == Config(seed=-1, cache_dir="none")
+    with pytest.raises(InputError, match="there is no file"):
+        config_files.read_file(str(tmp_path / "absent.py"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--config.data.dri=x", "--config.data.dri: .* mean --config.data.dir?"),
+        ("-config.data.dri=x", "--config.data.dri: .* mean --config.data.dir?"),
+        ("--noconfig.train.cahe_features", "mean --config.train.cache_features?"),
+        ("--config.dta.dir", "--config.dta.dir: .* mean --config.data.dir?"),
+        ("--config.zzzzqqq=1", "--config.zzzzqqq: no such field$"),
+        ("--config.data.limit=x=y", "^the command line cannot be read: KeyError$"),
+        ("--note=--config.data.dri=x", "cannot be read: KeyError$"),
+    ],
+)
+def test_a_bad_flag_is_told_with_the_nearest_field(flag, told):
+    error = config_files.explain_bad_flag(KeyError(), ["main", flag])
+    assert re.search(told.replace("?", r"\?"), str(error))
+
+
+def test_what_a_file_was_refused_for_goes_before_the_flags():
+    inner = InputError("mine.py: line 1")
+    outer = ValueError("a whole traceback")
+    outer.__context__ = inner  # as absl wraps what its parsers raise
+    argv = ["main", "--config.data.dri=x"]
+    assert config_files.explain_bad_flag(outer, argv) is inner
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (InputError("as it is"), "^as it is$"),
+        (PermissionError(errno.EACCES, "denied", "a/b"), "^a/b: denied; .*--workdir"),
+        (OSError(errno.ENOSPC, "full", "a/b"), "^a/b: full; make room, .*cache_dir"),
+        (OSError(errno.ENOSPC, "full"), "^a file: full; make room"),
+        (OSError(errno.EDQUOT, "quota"), "^a file: quota; make room"),
+        (OSError(errno.EROFS, "read-only"), "^a file: read-only; change"),
+        (OSError(errno.EIO, "input/output", b"a/b"), "^a/b: input/output; "),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_the_file_and_a_remedy(error, told):
+    assert re.search(told, str(explain_failure(error)))
+
+
+def test_an_error_of_the_system_without_a_file_is_no_users_mistake():
+    assert explain_failure(BrokenPipeError(errno.EPIPE, "pipe")) is None
+    assert explain_failure(OSError("some library's own")) is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "folder"),
+    [("configs/vgg19.py", "vgg19"), ("a/vgg19.py:smoke", "vgg19-smoke")],
+)
+def test_a_workdir_is_called_after_file_variant_and_time(argument, folder):
+    workdir = config_files.default_workdir(argument)
+    assert workdir.parent == Path("runs") / folder
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ", workdir.name)
+
+
 @pytest.mark.parametrize(
     ("typed", "nearest"),
     [
@@ -101,7 +248,7 @@ def test_a_value_of_another_type_is_refused_with_the_legal_values():
     ],
 )
 def test_a_misspelt_field_finds_its_nearest_name(typed, nearest):
-    assert config_fields.nearest_field(typed) == nearest
+    assert nearest_field(typed) == nearest
 
 
 def test_differences_name_the_fields_and_pass_over_where_a_run_lies():
@@ -110,7 +257,7 @@ def test_differences_name_the_fields_and_pass_over_where_a_run_lies():
     other.data.num_workers = 2
     other.data.split = SplitKind.GROUPED
     other.optim.learning_rate = 1e-3
-    found = config_fields.differences(
+    found = config_files.differences(
         json.loads(one.to_json()), dataclasses.asdict(other)
     )
     assert found == [
@@ -121,7 +268,7 @@ def test_differences_name_the_fields_and_pass_over_where_a_run_lies():
 
 def test_a_configuration_is_the_same_after_json():
     config = Config()
-    assert not config_fields.differences(
+    assert not config_files.differences(
         json.loads(config.to_json()), dataclasses.asdict(config)
     )
 

@@ -2,19 +2,14 @@
 
 A pack is a folder that is either whole or absent: it is written beside its place and
 renamed. It holds the images at one size (`cells/…`, array_record files of the TFDS
-builder `cells`), the table of their records (`cells.csv`) and what it was made from
-(`pack.json`).
+builder `cells`), the table of their records (`cells.csv`), what it was made from
+(`pack.json`), and where images were left out, which and why (`skipped.txt`).
 """
 
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +18,24 @@ import tensorflow_datasets as tfds
 
 from allcls_jax import terminal
 from allcls_jax.config import DataSource, OnBadImage
-from allcls_jax.data import transforms
+from allcls_jax.data import placing
 from allcls_jax.data.cells import (
     COLUMNS,
     CellFile,
     table_from_csv,
     table_from_rows,
 )
+from allcls_jax.data.encoding import encode, encode_all
 from allcls_jax.errors import InputError, list_problems
 
 # Progress is shown by `terminal`.
 tfds.disable_progress_bar()
 
-# Raise it when stored images would come out differently from the same source.
-_FORMAT = 1
+# Raise it when a pack of the same source would come out differently.
+_FORMAT = 2
+
+SKIPPED_FILE = "skipped.txt"
+_TABLE_FILE = "cells.csv"
 
 # TFDS' only split: ours are drawn later, from the table.
 _SPLIT = "cells"
@@ -49,6 +48,7 @@ class PackedCells:
       table: one row a cell.
       size: height and width of the stored images, pixels.
       crop: pixels of the centre square that was cut out before resizing, or None.
+      skipped: what is wrong with each image that was left out.
       stamp: a sha256 that changes with any image, record or setting.
       source: the kind of reader that the cells came from.
       directory: the pack.
@@ -67,13 +67,19 @@ class PackedCells:
                 f"{directory}: not a pack of this version; write it with "
                 "tools/prepare_data.py"
             )
-        self.size = int(manifest["size"])
-        self.crop = manifest["crop"]
-        self.stamp = str(manifest["stamp"])
-        self.source = DataSource(manifest["source"])
         try:
-            text = (directory / "cells.csv").read_text(encoding="utf-8")
-            self.table = table_from_csv(text)
+            self.size = int(manifest["size"])
+            self.crop = manifest["crop"]
+            self.source = DataSource(manifest["source"])
+            data = (directory / _TABLE_FILE).read_bytes()
+            table = hashlib.sha256(data).hexdigest()
+            if table != manifest["table"]:
+                raise ValueError(f"{_TABLE_FILE} is not what was written")
+            self.table = table_from_csv(data.decode())
+            # The table tells which images could be read when they were packed.
+            content = f"{manifest['stamp']} {table}"
+            self.stamp = hashlib.sha256(content.encode()).hexdigest()
+            self.skipped = _skipped(directory)
             # Now, not at first use: reading threads would race to open them.
             self._records = self._open()
         except Exception as error:  # TFDS and array_record have no common type
@@ -91,9 +97,9 @@ class PackedCells:
             raise IndexError(row)
         return np.asarray(self._records[row]["image"])
 
-    def __reduce__(self) -> tuple[type["PackedCells"], tuple[Path]]:
+    def __reduce__(self) -> tuple[Any, tuple[Path, str]]:
         # Readers hold open files: another process opens its own.
-        return PackedCells, (self.directory,)
+        return _opened_again, (self.directory, self.stamp)
 
     def _open(self) -> Any:
         """Returns TFDS' records, in the order of the table."""
@@ -115,8 +121,12 @@ def pack(
     size: int,
     crop: int | None,
     on_bad_image: OnBadImage,
+    replace: bool = False,
 ) -> PackedCells:
     """Writes cells into a pack, or opens it where it holds just these already.
+
+    One process at a time writes a pack; another one waits and opens what it wrote. A
+    pack without images that could not be read is used as long as none of them can.
 
     Args:
       cells: in the order of the rows to be.
@@ -126,35 +136,54 @@ def pack(
       crop: centre square cut out before resizing, pixels; None keeps the whole.
       on_bad_image: whether images that cannot be read end it or are left out, their
         list being written to `skipped.txt` in the pack.
+      replace: whether `out` is ours, so that a damaged pack, or something else, gives
+        way.
 
     Raises:
-      InputError: if images cannot be read (all are named), or `out` is a folder that
-        holds something else.
+      InputError: if images cannot be read (all are named), if `out` cannot be written,
+        or, without `replace`, is damaged or holds something else.
     """
+    out = out.resolve()
     content = stamp(cells, source=source, size=size, crop=crop, on_bad=on_bad_image)
-    present = _manifest(out)
-    if present is not None and present["stamp"] == content:
-        return PackedCells(out)
-    if present is None and out.exists() and any(out.iterdir()):
-        raise InputError(
-            f"{out}: holds something that is no pack; name an empty or a new folder"
+
+    def present() -> PackedCells | None:
+        packed = _present(out, content, replace=replace)
+        if packed is None or len(packed) == len(cells):
+            return packed
+        known = set(packed.table.image_id.tolist())
+        left_out = [cell for cell in cells if cell.image_id not in known]
+        mended = any(
+            not isinstance(encode(cell, size=size, crop=crop), str) for cell in left_out
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        return None if mended else packed
+
     try:
-        manifest = {
-            "format": _FORMAT,
-            "stamp": content,
-            "source": str(source),
-            "size": size,
-            "crop": crop,
-        }
-        _write(cells, beside, size=size, crop=crop, on_bad_image=on_bad_image)
-        (beside / "pack.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        _replace(out, beside)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return PackedCells(out)
+        if (packed := present()) is not None:
+            return packed
+        with placing.exclusively(out) as replacing:
+            # Another process may have been faster.
+            if (packed := present()) is not None:
+                return packed
+            with replacing() as folder:
+                manifest = {
+                    "format": _FORMAT,
+                    "stamp": content,
+                    "source": str(source),
+                    "size": size,
+                    "crop": crop,
+                    "table": _write(
+                        cells, folder, size=size, crop=crop, on_bad_image=on_bad_image
+                    ),
+                }
+                text = json.dumps(manifest, indent=2) + "\n"
+                (folder / "pack.json").write_text(text, encoding="utf-8")
+            return PackedCells(out)
+    except OSError as error:
+        raise InputError(
+            f"{out}: the pack cannot be written ({error}); make room or give "
+            "permission, or choose another folder with --out (for a run: "
+            "--config.cache_dir)"
+        ) from error
 
 
 def is_pack(directory: Path) -> bool:
@@ -249,60 +278,24 @@ class _Writer:
     problems: list[str] = dataclasses.field(default_factory=list)
 
     def examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields (row, example) in order, preparing some ahead."""
-        threads = os.cpu_count() or 1
-        with ThreadPoolExecutor(threads) as pool:
-            for cell, result in _map_ahead(
-                pool, self._prepare, self.cells, 8 * threads
-            ):
-                self.advance(1)
-                if isinstance(result, str):
-                    self.problems.append(result)
-                    continue
-                png, digest = result
-                record = (
-                    cell.image_id,
-                    cell.patient,
-                    cell.label,
-                    str(cell.part),
-                    cell.fold,
-                    digest,
-                )
-                example = {"image": png} | dict(zip(COLUMNS, record, strict=True))
-                yield len(self.rows), example
-                self.rows.append(record)
-
-    def _prepare(self, cell: CellFile) -> tuple[bytes, str] | str:
-        """Returns (PNG, sha256 of the file), or what is wrong with the file."""
-        try:
-            data = cell.source.read()
-            image = transforms.prepare(
-                data,
-                name=cell.source.name,
-                max_side=cell.max_side,
-                crop=self.crop,
-                size=self.size,
+        """Yields (row, example) in order."""
+        for cell, result in encode_all(self.cells, size=self.size, crop=self.crop):
+            self.advance(1)
+            if isinstance(result, str):
+                self.problems.append(result)
+                continue
+            png, digest = result
+            record = (
+                cell.image_id,
+                cell.patient,
+                cell.label,
+                str(cell.part),
+                cell.fold,
+                digest,
             )
-        except transforms.BadImage as error:
-            return str(error)
-        except OSError as error:
-            return f"{cell.source.name}: cannot be read ({error})"
-        return transforms.encode_png(image), hashlib.sha256(data).hexdigest()
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, function: Any, items: Sequence[CellFile], ahead: int
-) -> Iterator[tuple[CellFile, Any]]:
-    """Yields (item, function(item)) in order, with at most `ahead` under way."""
-    pending: deque[tuple[CellFile, Future[Any]]] = deque()
-    for item in items:
-        pending.append((item, pool.submit(function, item)))
-        if len(pending) >= ahead:
-            first, future = pending.popleft()
-            yield first, future.result()
-    while pending:
-        first, future = pending.popleft()
-        yield first, future.result()
+            example = {"image": png} | dict(zip(COLUMNS, record, strict=True))
+            yield len(self.rows), example
+            self.rows.append(record)
 
 
 def _write(
@@ -312,14 +305,22 @@ def _write(
     size: int,
     crop: int | None,
     on_bad_image: OnBadImage,
-) -> None:
-    """Writes images and table; raises `InputError` with all that cannot be read."""
+) -> str:
+    """Writes images and table, and returns the sha256 of the table's file.
+
+    Raises:
+      InputError: naming all images that cannot be read.
+      OSError: if the folder cannot be written.
+    """
     with terminal.track("packing", len(cells), "images") as advance:
         writer = _Writer(cells, size, crop, advance)
         builder = _Cells(writer=writer, data_dir=str(directory))
         try:
             builder.download_and_prepare()
-        except Exception:
+        except Exception as error:
+            # array_record's form of an OSError, such as `write() failed: …`.
+            if isinstance(error, RuntimeError) and "() failed: " in str(error):
+                raise OSError(str(error)) from error
             # TFDS fails over no example at all; the cause is ours to tell.
             if not writer.problems or writer.rows:
                 raise
@@ -331,24 +332,50 @@ def _write(
             "--config.data.on_bad_image=skip",
         )
     if writer.problems:
-        (directory / "skipped.txt").write_text("\n".join(writer.problems) + "\n")
-        terminal.warn(
-            f"{len(writer.problems)} images could not be read and are left out; their "
-            "list is skipped.txt in the pack"
-        )
-    table = table_from_rows(writer.rows)
-    (directory / "cells.csv").write_text(table.to_csv(), encoding="utf-8")
+        lines = [" ".join(problem.splitlines()) for problem in writer.problems]
+        text = "\n".join(lines) + "\n"
+        (directory / SKIPPED_FILE).write_text(text, "utf-8", "backslashreplace")
+    data = table_from_rows(writer.rows).to_csv().encode()
+    (directory / _TABLE_FILE).write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def _replace(out: Path, beside: Path) -> None:
-    """Puts the finished folder in its place, whatever pack was there before."""
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+def _present(out: Path, content: str, *, replace: bool) -> PackedCells | None:
+    """Returns the pack of this stamp, or None where one may be written."""
+    manifest = _manifest(out)
+    if manifest is None:
+        empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+        if not empty and not replace:
+            raise InputError(
+                f"{out}: holds something that is no pack; name an empty or a new folder"
+            )
+        return None
+    if manifest.get("stamp") != content:
+        return None
     try:
-        if out.exists():
-            out.replace(old / "pack")
-        beside.replace(out)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+        return PackedCells(out)
+    except InputError:
+        if not replace:
+            raise
+        return None
+
+
+def _opened_again(directory: Path, stamp: str) -> PackedCells:
+    """Returns a pack as it was when another process opened it."""
+    packed = PackedCells(directory)
+    if packed.stamp != stamp:
+        raise InputError(
+            f"{directory}: was packed anew while it was in use; start this run again"
+        )
+    return packed
+
+
+def _skipped(directory: Path) -> tuple[str, ...]:
+    try:
+        text = (directory / SKIPPED_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    return tuple(text.splitlines())
 
 
 def _manifest(directory: Path) -> dict[str, Any] | None:

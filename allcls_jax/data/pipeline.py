@@ -9,6 +9,7 @@ import dataclasses
 import math
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Literal, NotRequired, Protocol, TypedDict
@@ -154,8 +155,14 @@ def _load(load: "_LoadBatch", batches: grain.MapDataset) -> grain.IterDataset:
 
 
 def _end_with_parent(worker: int, num_workers: int) -> None:
-    """Makes a worker end when the run is killed; grain leaves it waiting for ever."""
+    """Makes a worker end with its run, and not before.
+
+    A run that is killed would leave it waiting for ever; a Ctrl-C on the terminal goes
+    to all processes, and the run still needs batches while it saves.
+    """
     del worker, num_workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None, "called in a worker"
 

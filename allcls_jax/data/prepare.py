@@ -15,7 +15,7 @@ from allcls_jax import terminal
 from allcls_jax.config import DataConfig, DataSource, OnBadImage
 from allcls_jax.data import readers, synthetic
 from allcls_jax.data.cells import ALL, HEM, CellFile, Part
-from allcls_jax.data.packing import PackedCells, is_pack, pack, stamp
+from allcls_jax.data.packing import SKIPPED_FILE, PackedCells, is_pack, pack, stamp
 from allcls_jax.errors import InputError, list_problems
 
 
@@ -28,24 +28,12 @@ def open_cells(config: DataConfig, *, pack_size: int, cache_dir: Path) -> Packed
       cache_dir: packs lie in its folder `cells`, named after what they hold.
 
     Raises:
-      InputError: if the source cannot be read, or is a pack of another size or crop.
+      InputError: if the source cannot be read, or is a pack of another size or crop, or
+        the cache cannot be written.
     """
-    if config.dir is None:
-        drawn = synthetic.cells(config.synthetic)
-        return _open_in_cache(
-            drawn,
-            DataSource.SYNTHETIC,
-            config,
-            pack_size=pack_size,
-            cache_dir=cache_dir,
-        )
-    directory = Path(config.dir).expanduser()
-    if is_pack(directory):
-        return _open_prepared(directory, config)
-    source, cells = readers.open_source(config.source, directory)
-    return _open_in_cache(
-        cells, source, config, pack_size=pack_size, cache_dir=cache_dir
-    )
+    cells = _open(config, pack_size=pack_size, cache_dir=cache_dir)
+    _warn_of_skipped(cells)
+    return cells
 
 
 def show_counts(cells: PackedCells) -> None:
@@ -116,9 +104,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    _warn_of_skipped(packed)
     show_counts(packed)
     terminal.say(f"Packed in {args.out}; train on it with --config.data.dir={args.out}")
     return 0
+
+
+def _open(config: DataConfig, *, pack_size: int, cache_dir: Path) -> PackedCells:
+    """As `open_cells`, without a word."""
+    if config.dir is None:
+        drawn = synthetic.cells(config.synthetic)
+        return _open_in_cache(
+            drawn,
+            DataSource.SYNTHETIC,
+            config,
+            pack_size=pack_size,
+            cache_dir=cache_dir,
+        )
+    directory = Path(config.dir).expanduser()
+    if is_pack(directory):
+        return _open_prepared(directory, config)
+    source, cells = readers.open_source(config.source, directory)
+    return _open_in_cache(
+        cells, source, config, pack_size=pack_size, cache_dir=cache_dir
+    )
 
 
 def _open_in_cache(
@@ -137,6 +146,7 @@ def _open_in_cache(
         cache_dir / "cells" / f"{source}-{pack_size}px-{content[:16]}",
         source=source,
         on_bad_image=config.on_bad_image,
+        replace=True,
         **settings,
     )
 
@@ -161,6 +171,14 @@ def _open_prepared(directory: Path, config: DataConfig) -> PackedCells:
             remedy="Change the configuration, or pack again with tools/prepare_data.py",
         )
     return packed
+
+
+def _warn_of_skipped(cells: PackedCells) -> None:
+    if cells.skipped:
+        terminal.warn(
+            f"{len(cells.skipped)} images could not be read and are left out; they are "
+            f"listed in {cells.directory.absolute() / SKIPPED_FILE}"
+        )
 
 
 def _patient_counts(patients: np.ndarray) -> tuple[str, str, str]:

@@ -113,26 +113,6 @@ def read_folder(path: Path) -> list[CellFile]:
     return _cells_of_table(DiskImage(path=str(table)), (table.parent.name,), find, [])
 
 
-def require_labelled(cells: Sequence[CellFile]) -> None:
-    """Refuses cells that nothing can be trained on or scored against.
-
-    Raises:
-      InputError: if any cell has no label or is of C-NMC's final part.
-    """
-    final = sum(cell.part is Part.FINAL for cell in cells)
-    if final:
-        raise InputError(
-            f"{final} images of the final part cannot be trained on or scored: "
-            f"{_FINAL_REFUSAL}; leave them out, or only predict them"
-        )
-    bare = [cell.image_id for cell in cells if cell.label == UNLABELLED]
-    if bare:
-        raise InputError(
-            f"{len(bare)} images, such as {bare[0]}, have no label; leave them out, or "
-            "only predict them"
-        )
-
-
 def _is_csv(path: Path) -> bool:
     return path.suffix.lower() == ".csv" and not path.is_dir()
 

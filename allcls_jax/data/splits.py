@@ -14,11 +14,14 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from allcls_jax.config import DataConfig, SplitKind
 from allcls_jax.data.cells import ALL, HEM, NO_FOLD, CellTable, Part
-from allcls_jax.errors import InputError
+from allcls_jax.errors import InputError, list_problems
 
 NUM_FOLDS = 3
 
 LEAKY = "leaky: patients shared"
+
+# Draws before a split is given up.
+_TRIES = 100
 
 
 class Split(enum.StrEnum):
@@ -39,6 +42,7 @@ class Partition:
       test: likewise.
       test_name: what the test images are, in words.
       leaky: whether patients stand on both sides, so that scores flatter.
+      dropped: number of training images left out, their patients being tested.
     """
 
     train: np.ndarray
@@ -46,6 +50,7 @@ class Partition:
     test: np.ndarray
     test_name: str
     leaky: bool
+    dropped: int = 0
 
     def rows(self) -> dict[Split, np.ndarray]:
         """Returns the rows of each use."""
@@ -57,7 +62,7 @@ class Partition:
 
 
 def limit(table: CellTable, number: int | None) -> np.ndarray:
-    """Returns the rows of about a fraction of the labelled cells, and no others.
+    """Returns the rows of a number of labelled cells, and of no others.
 
     Every patient of a part keeps its share of images, at least one; which ones is told
     by their hashes, so that the choice is the same on every machine and for every seed.
@@ -70,9 +75,10 @@ def limit(table: CellTable, number: int | None) -> np.ndarray:
       (min(number, labelled),) int64 rows, ascending.
 
     Raises:
-      InputError: if there are more patients than images to keep.
+      InputError: if no cell is labelled, or there are more patients than images to
+        keep.
     """
-    labelled = np.flatnonzero(np.isin(table.label, (ALL, HEM)))
+    labelled = _labelled(table)
     if number is None or number >= len(labelled):
         return labelled
     keys = [f"{table.part[row]}\t{table.patient[row]}" for row in labelled]
@@ -105,11 +111,15 @@ def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
       seed: of everything that is drawn.
 
     Raises:
-      InputError: if a class is missing, or there are too few patients or no folds.
+      InputError: if a class is missing, in all or in one use, or there are too few
+        patients or no folds, or official folds that divide a tested patient.
     """
+    _labelled(table)
     _require_both_classes(table.label, "the labelled images")
     if config.split is SplitKind.IMAGE:
-        return _by_image(table, config, seed=seed)
+        result = _by_image(table, config, seed=seed)
+        _require_learnable(table.label, result)
+        return result
     group = _groups(table.patient, config.groups)
     if np.any(table.part == Part.PRELIM):
         test = table.part == Part.PRELIM
@@ -123,6 +133,7 @@ def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
                 "--config.data.split=grouped to have folds drawn by patient"
             )
         test = table.fold == config.test_fold
+        _require_whole(table.patient, test)
         train = ~test
         test_name = f"official fold {config.test_fold}"
     else:
@@ -141,7 +152,9 @@ def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
         test=np.flatnonzero(test),
         test_name=test_name,
         leaky=False,
+        dropped=int(np.sum(~test & ~train)),
     )
+    _require_learnable(table.label, result)
     check(result, table.patient)
     check(result, group)
     return result
@@ -166,7 +179,8 @@ def _by_image(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
     chosen: list[int] = []
     for label in (ALL, HEM):
         rows = order[table.label[order] == label]
-        chosen += rows[: max(1, round(config.validation * len(rows)))].tolist()
+        number = min(max(1, round(config.validation * len(rows))), len(rows) - 1)
+        chosen += rows[:number].tolist()
     validation = np.sort(np.array(chosen, dtype=np.int64))
     return Partition(
         train=np.setdiff1d(rest, validation),
@@ -185,11 +199,23 @@ def _grouped_folds(label: np.ndarray, group: np.ndarray, *, seed: int) -> np.nda
             f"data.split = 'grouped': {NUM_FOLDS} folds need {NUM_FOLDS} patients of "
             f"each class, and there are {counts[ALL]} (ALL) and {counts[HEM]} (HEM)"
         )
-    fold = np.empty(len(label), dtype=np.int64)
-    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
-    for i, (_, rows) in enumerate(folds.split(label, label, group)):
-        fold[rows] = i
-    return fold
+    drawn: list[np.ndarray] = []
+    for state in (seed, *np.random.default_rng(seed).integers(2**32, size=_TRIES)):
+        fold = np.empty(len(label), dtype=np.int64)
+        folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=int(state))
+        for i, (_, rows) in enumerate(folds.split(label, label, group)):
+            fold[rows] = i
+        # Of every fold, whichever is asked for: three runs must divide alike.
+        if all(_can_test(label, group, fold == i) for i in range(NUM_FOLDS)):
+            return fold
+        drawn.append(fold)
+    return drawn[0]  # some of its folds may do; of the others is told
+
+
+def _can_test(label: np.ndarray, group: np.ndarray, test: np.ndarray) -> bool:
+    """Whether both classes are tested, and the rest can train and validate."""
+    rest = _groups_of_class(label[~test], group[~test])
+    return len(np.unique(label[test])) == 2 and min(rest.values()) >= 2
 
 
 def _validation_groups(
@@ -197,20 +223,28 @@ def _validation_groups(
 ) -> np.ndarray:
     """Draws `share` of the groups of each class, at least one, and leaves one."""
     rng = np.random.default_rng(seed)
-    counts = _groups_of_class(label, group)
-    if min(counts.values()) < 2:
+    groups = {value: set(group[label == value].tolist()) for value in (ALL, HEM)}
+    if min(map(len, groups.values())) < 2:
         raise InputError(
             "training and validation need two patients of each class, and there are "
-            f"{counts[ALL]} (ALL) and {counts[HEM]} (HEM) beside the test patients"
+            f"{len(groups[ALL])} (ALL) and {len(groups[HEM])} (HEM) beside the test "
+            "patients"
         )
-    drawn: list[str] = []
-    for value in (ALL, HEM):
-        candidates = np.unique(group[label == value])
-        # A group of both classes is drawn once, with the first.
-        candidates = candidates[~np.isin(candidates, drawn)]
-        number = min(max(1, round(share * counts[value])), counts[value] - 1)
-        drawn += rng.permutation(candidates)[:number].tolist()
-    return np.array(drawn)
+    for _ in range(_TRIES):
+        drawn: set[str] = set()
+        for among in groups.values():
+            number = min(max(1, round(share * len(among))), len(among) - 1)
+            # A group of both classes, drawn with the first, counts for the second too.
+            number = max(0, number - len(drawn & among))
+            drawn |= set(rng.permutation(sorted(among - drawn))[:number].tolist())
+        # Groups drawn for one class may have been the last of the other.
+        if all(among & drawn and among - drawn for among in groups.values()):
+            return np.array(sorted(drawn))
+    raise InputError(
+        f"data.validation = {share}: in {_TRIES} draws training or validation had no "
+        "patient of one class, because patients (or groups of them) have both; give a "
+        "smaller --config.data.validation, or another --config.seed"
+    )
 
 
 def _groups_of_class(label: np.ndarray, group: np.ndarray) -> dict[int, int]:
@@ -256,6 +290,50 @@ def _largest_remainder(sizes: np.ndarray, number: int) -> np.ndarray:
     while quota.sum() > number:
         quota[np.argmin(np.where(quota > 1, exact - quota, np.inf))] -= 1
     return quota
+
+
+def _labelled(table: CellTable) -> np.ndarray:
+    """Returns the rows of ALL and HEM; raises `InputError` if there are none."""
+    rows = np.flatnonzero(np.isin(table.label, (ALL, HEM)))
+    if len(rows):
+        return rows
+    final = int(np.sum(table.part == Part.FINAL))
+    if final:
+        raise InputError(
+            f"no labelled image: {final} of {len(table)} images are of the final part "
+            "of C-NMC 2019, whose labels were never published, so that nothing can be "
+            "trained or scored on it; give its training or preliminary part with "
+            "--config.data.dir"
+        )
+    raise InputError(
+        f"no labelled image among {len(table)}; give labelled ones with "
+        "--config.data.dir"
+    )
+
+
+def _require_whole(patient: np.ndarray, test: np.ndarray) -> None:
+    """Refuses a test set (n,) bool that shares a patient with the rest."""
+    shared = np.intersect1d(patient[test], patient[~test]).tolist()
+    if shared:
+        raise list_problems(
+            "data.split = 'official': the folds divide patients, who would be trained "
+            "on and tested",
+            (f"patient {name}" for name in shared),
+            remedy="Mend the column fold, or give --config.data.split=grouped to have "
+            "folds drawn by patient",
+        )
+
+
+def _require_learnable(label: np.ndarray, result: Partition) -> None:
+    """Refuses training or validation of one class."""
+    for what, rows in (("training", result.train), ("validation", result.validation)):
+        for value, name in ((ALL, "ALL"), (HEM, "HEM")):
+            if not np.any(label[rows] == value):
+                raise InputError(
+                    f"{what}: no image of class {name} was drawn; give another "
+                    "--config.data.validation or --config.seed, or more patients of "
+                    "this class"
+                )
 
 
 def _require_both_classes(label: np.ndarray, what: str, *, test: bool = False) -> None:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -53,3 +54,20 @@ class Predictions:
                 )
             )
         return text.getvalue()
+
+
+def join(
+    table: CellTable, probabilities: Mapping[str, Mapping[int, float]]
+) -> Predictions:
+    """Returns the predictions, split by split, each in the table's order.
+
+    Args:
+      table: of all cells.
+      probabilities: split → row of the table → P(ALL).
+    """
+    keys = [(use, row) for use, found in probabilities.items() for row in sorted(found)]
+    return Predictions(
+        table.take(np.array([row for _, row in keys])),
+        np.array([probabilities[use][row] for use, row in keys]),
+        np.array([str(use) for use, _ in keys]),
+    )

@@ -6,10 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from allcls_jax import terminal
 from allcls_jax.config import DataSource
 from allcls_jax.data.cells import COLUMNS, CellTable
+from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import LEAKY, Partition, Split
+from allcls_jax.errors import InputError
 from allcls_jax.evaluation import plots
 from allcls_jax.evaluation.predictions import Predictions
 from allcls_jax.training.writers import write_atomically, write_json
@@ -26,33 +30,49 @@ _FIGURES = (
 )
 
 
-def notes(
-    source: DataSource, weights: Mapping[str, Any], partition: Partition | None
-) -> list[str]:
+def notes(cells: PackedCells, weights: Mapping[str, Any], *, leaky: bool) -> list[str]:
     """Returns what a reader of the figures must know.
 
     Args:
-      source: of the cells.
+      cells: that they are of.
       weights: as in `results.json`.
-      partition: how the images were divided; None where nothing was trained.
+      leaky: whether patients were trained and tested on.
     """
     found = []
-    if source is DataSource.SYNTHETIC:
+    if cells.source is DataSource.SYNTHETIC:
         found.append("synthetic cells")
     if weights["source"] == "random":
         found.append("random backbone weights")
-    if partition is not None and partition.leaky:
+    if leaky:
         found.append(LEAKY)
+    if cells.skipped:
+        found.append(f"{len(cells.skipped)} images could not be read")
     return found
 
 
-def write(folder: Path, predictions: Predictions, results: dict[str, Any]) -> None:
-    """Writes `predictions.csv`, `confusion_matrix.png` and, last, `results.json`."""
+def write(
+    folder: Path,
+    predictions: Predictions,
+    results: dict[str, Any],
+    *,
+    curves: bytes | None = None,
+) -> None:
+    """Writes the table, the pictures and, last, `results.json`.
+
+    Args:
+      folder: is made if it is not there.
+      predictions: for `predictions.csv`.
+      results: for `results.json`.
+      curves: the PNG of the learning curves, where something was trained.
+    """
+    folder.mkdir(exist_ok=True)
     write_atomically(folder / "predictions.csv", predictions.to_csv())
     data, note = results["data"], "; ".join(results["notes"])
     title = f"Test: {data['test_set']}".replace(f", {LEAKY}", "")
     picture = plots.confusion_matrix(results["test"]["confusion_matrix"], title, note)
     plots.save(folder / "confusion_matrix.png", picture)
+    if curves is not None:
+        plots.save(folder / "curves.png", curves)
     write_json(folder / "results.json", results)
 
 
@@ -100,15 +120,43 @@ def write_partition(folder: Path, table: CellTable, partition: Partition) -> Non
     write_atomically(folder / PARTITION_FILE, text.getvalue())
 
 
-def trained_on(folder: Path, table: CellTable) -> int:
-    """Returns how many images of a table a run was trained on or chosen by."""
-    with (folder / PARTITION_FILE).open(encoding="utf-8", newline="") as file:
-        seen = {
-            record["sha256"]
-            for record in csv.DictReader(file)
-            if record["split"] != Split.TEST
-        }
-    return sum(sha256 in seen for sha256 in table.sha256.tolist())
+def read_partition(folder: Path) -> list[dict[str, str]]:
+    """Returns the rows of a run's `partition.csv`.
+
+    Raises:
+      InputError: if it is missing or no such table.
+    """
+    path = folder / PARTITION_FILE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or not {"sha256", "patient", "split"} <= rows[0].keys():
+            raise ValueError("not a table of cells with their splits")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); without it nobody knows what the run "
+            "was trained on: train again"
+        ) from error
+    return rows
+
+
+def shared_with_training(
+    partition: Sequence[Mapping[str, str]], table: CellTable, *, same_patients: bool
+) -> dict[str, int]:
+    """Returns how many `images` and `patients` of a table a run has seen.
+
+    Args:
+      partition: from `read_partition`; training and validation count as seen.
+      table: cells to be evaluated.
+      same_patients: whether patients of both can be told by their names; if not, only
+        those of shared images are known.
+    """
+    seen = [row for row in partition if row["split"] != Split.TEST]
+    images = np.isin(table.sha256, [row["sha256"] for row in seen])
+    patients = set(table.patient[images].tolist())
+    if same_patients:
+        patients |= {row["patient"] for row in seen} & set(table.patient.tolist())
+    return {"images": int(images.sum()), "patients": len(patients)}
 
 
 def _number(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """One run: from a configuration to the files in its workdir."""
 
-import dataclasses
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from allcls_jax import config_fields, terminal
+from allcls_jax import terminal
 from allcls_jax.config import ClassWeights, Config
 from allcls_jax.data import pipeline, prepare, splits
 from allcls_jax.data.cells import ALL, HEM, CellTable
@@ -18,20 +18,17 @@ from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import Partition, Split
 from allcls_jax.errors import InputError
 from allcls_jax.evaluation import metrics, plots
-from allcls_jax.evaluation.predictions import Predictions
+from allcls_jax.evaluation.predictions import join
 from allcls_jax.experiments import results as outputs
+from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.provenance import provenance
 from allcls_jax.models.vgg import LayerRow, Params, layer_table
-from allcls_jax.paths import default_cache_dir
 from allcls_jax.training import inputs, loop, optim, sharding, state, steps
 from allcls_jax.training.checkpoint import Checkpoints
 from allcls_jax.training.network import Network, build
-from allcls_jax.training.writers import MetricsLog, write_atomically
+from allcls_jax.training.writers import MetricsLog, Record
 
-# A checkpoint fits only a configuration that agrees in these.
 _COUNTS = ("images", "patients", "ALL", "HEM")
-
-_NETWORK_FIELDS = ("model.name", "model.head", "data.image_size", "data.crop")
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
@@ -50,262 +47,158 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
       InputError: if data, weights or the workdir cannot be used.
     """
     started = time.monotonic()
-    first = jax.process_index() == 0
     sharding.check_batch_size(config.train.batch_size)
-    cells = _open_cells(config)
+    cells = inputs.open_cells(config)
     config = config.resolved(cells.source)
-    _claim(workdir, config)
-    if first:
-        prepare.show_counts(cells)
+    sharding.on_first_process(lambda: folder.check(workdir, config))
+    prepare.show_counts(cells)
     rows = splits.limit(cells.table, config.data.limit)
     table = cells.table.take(rows)
     partition = splits.partition(table, config.data, seed=config.seed)
-    if first:
-        _show_partition(table, partition)
+    _show_partition(table, partition)
 
-    network = build(config, cells.source, cache_dir=_cache_dir(config))
-    if first:
-        _show_layers(config, network)
-    record = {
-        "config": json.loads(config.to_json()),
-        "data_fingerprint": table.fingerprint(),
-        "weights": network.weights,
-        "preprocessing": network.preprocessing.to_json(),
-    }
-    if first:
-        outputs.write_partition(workdir, table, partition)
-
-    shards = network.shardings
+    network = build(config, cells.source, cache_dir=inputs.cache_dir(config))
+    _show_layers(config, network)
     optimizer = optim.make_optimizer(config.optim, network.mask)
     compiled = steps.make_steps(
         network.model,
         network.preprocessing,
         optimizer,
         network.mask,
-        shards,
+        network.shardings,
         class_weights=_class_weights(config, table.label[partition.train]),
         seed=config.seed,
     )
-    fresh = shards.put_replicated(state.create(network.params, optimizer))
-    reading = inputs.reading(config, config.train.batch_size)
-    given = inputs.make_inputs(
-        config, cells, rows, network, compiled, cache_dir=_cache_dir(config)
+    given = inputs.make_inputs(config, cells, rows, network, compiled)
+    with contextlib.ExitStack() as claimed:
+        claim = folder.claim(workdir, config)
+        sharding.on_first_process(lambda: claimed.enter_context(claim))
+        trained = _train(
+            config, workdir, cells, rows, partition, network, compiled, given
+        )
+        if trained is None:
+            terminal.say(f"stopped; the same command with --workdir={workdir} goes on")
+            return None
+        params, best_step, history = trained
+
+        reading = inputs.reading(config, config.train.batch_size)
+        probabilities = {}
+        for use in (Split.VALIDATION, Split.TEST):
+            chosen = rows[partition.rows()[use]]
+            with terminal.track(f"evaluating {use}", len(chosen), "images") as advance:
+                batches = pipeline.evaluation_batches(
+                    given, cells.table, chosen, reading
+                )
+                _, probabilities[use] = loop.evaluate(
+                    params, compiled, network.shardings, batches, advance
+                )
+        predictions = join(cells.table, probabilities)
+        per_epoch = pipeline.steps_per_epoch(
+            len(partition.train), config.train.batch_size
+        )
+        results = {
+            "data": {
+                "source": str(cells.source),
+                "fingerprint": table.fingerprint(),
+                "split": str(config.data.split),
+                "leaky": partition.leaky,
+                "test_set": partition.test_name,
+                "skipped": len(cells.skipped),
+                "counts": {"all": table.counts()}
+                | {
+                    str(use): table.take(chosen).counts()
+                    for use, chosen in partition.rows().items()
+                },
+            },
+            "weights": network.weights,
+            "parameters": network.counts,
+            "best": {"epoch": best_step // per_epoch, "step": best_step},
+            "validation": metrics.figures(predictions.of(Split.VALIDATION)),
+            "test": metrics.figures(predictions.of(Split.TEST)),
+            "notes": outputs.notes(cells, network.weights, leaky=partition.leaky),
+            "seconds": round(time.monotonic() - started, 1),
+            "provenance": provenance(),
+            "disclaimer": plots.DISCLAIMER,
+        }
+        curves = plots.curves(history, "; ".join(results["notes"]))
+        sharding.on_first_process(
+            lambda: outputs.write(workdir, predictions, results, curves=curves)
+        )
+    outputs.show(results, workdir)
+    return results
+
+
+def _train(
+    config: Config,
+    workdir: Path,
+    cells: PackedCells,
+    rows: np.ndarray,
+    partition: Partition,
+    network: Network,
+    compiled: steps.Steps,
+    given: pipeline.Inputs,
+) -> tuple[Params, int, list[Record]] | None:
+    """Trains to the end of the schedule.
+
+    Returns:
+      The best parameters, their step, and the record of each epoch; or None if a
+      signal stopped it.
+    """
+    table = cells.table.take(rows)
+    record = {
+        "config": json.loads(config.to_json()),
+        "data_fingerprint": table.fingerprint(),
+        "weights": network.weights,
+        "preprocessing": network.preprocessing.to_json(),
+    }
+    sharding.on_first_process(
+        lambda: outputs.write_partition(workdir, table, partition)
     )
-
-    def predict(params: Params, use: Split) -> dict[int, float]:
-        chosen = rows[partition.rows()[use]]
-        with terminal.track(f"evaluating {use}", len(chosen), "images") as advance:
-            batches = pipeline.evaluation_batches(given, cells.table, chosen, reading)
-            return loop.evaluate(params, compiled, shards, batches, advance)[1]
-
+    optimizer = optim.make_optimizer(config.optim, network.mask)
+    begin = network.shardings.put_replicated(state.create(network.params, optimizer))
+    reading = inputs.reading(config, config.train.batch_size)
+    training = rows[partition.train]
+    schedule = _schedule(config, len(training))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        begin = checkpoints.restore_latest(fresh)
-        if begin is None:
-            begin = fresh
-        else:
-            _check_same_inputs(checkpoints.record(), record)
+        latest = checkpoints.restore_latest(begin)
+        if latest is not None:
+            _check_same_inputs(checkpoints.latest_record(), record)
+            begin = latest
             terminal.say(f"going on behind step {int(begin.step)}")
-        training_rows = rows[partition.train]
-        with MetricsLog(workdir, last_step=int(begin.step), enabled=first) as log:
+        step = int(begin.step)
+        first = jax.process_index() == 0
+        with MetricsLog(workdir, last_step=step, enabled=first) as log:
+            if len(log.history) != step // schedule.steps_per_epoch:
+                raise InputError(
+                    f"{workdir}: its log has {len(log.history)} epochs and its newest "
+                    f"checkpoint {step // schedule.steps_per_epoch}; something was "
+                    "removed: give another --workdir"
+                )
             finished = loop.train(
                 begin,
                 compiled,
-                shards,
+                network.shardings,
                 pipeline.training_batches(
                     given,
                     cells.table,
-                    training_rows,
+                    training,
                     reading,
                     seed=config.seed,
-                    start=int(begin.step),
+                    start=step,
                 ),
                 lambda: pipeline.evaluation_batches(
                     given, cells.table, rows[partition.validation], reading
                 ),
-                _schedule(config, len(training_rows)),
+                schedule,
                 checkpoints=checkpoints,
                 record=record,
                 log=log,
             )
         if not finished:
-            terminal.say(f"stopped; the same command with --workdir={workdir} goes on")
             return None
         best = checkpoints.restore_best_params(network.params)
-        best_step = checkpoints.best_step
-
-    probabilities = {use: predict(best, use) for use in (Split.VALIDATION, Split.TEST)}
-    predictions = _join(cells, probabilities)
-    per_epoch = pipeline.steps_per_epoch(len(training_rows), config.train.batch_size)
-    results = {
-        "data": {
-            "source": str(cells.source),
-            "fingerprint": record["data_fingerprint"],
-            "split": str(config.data.split),
-            "leaky": partition.leaky,
-            "test_set": partition.test_name,
-            "counts": {"all": table.counts()}
-            | {
-                str(use): table.take(chosen).counts()
-                for use, chosen in partition.rows().items()
-            },
-        },
-        "weights": network.weights,
-        "parameters": network.counts,
-        "best": {"epoch": (best_step or 0) // per_epoch, "step": best_step},
-        "validation": metrics.figures(predictions.of(Split.VALIDATION)),
-        "test": metrics.figures(predictions.of(Split.TEST)),
-        "notes": outputs.notes(cells.source, network.weights, partition),
-        "seconds": round(time.monotonic() - started, 1),
-        "provenance": provenance(),
-        "disclaimer": plots.DISCLAIMER,
-    }
-    if first:
-        outputs.write(workdir, predictions, results)
-        note = "; ".join(results["notes"])
-        plots.save(workdir / "curves.png", plots.curves(log.history, note))
-        outputs.show(results, workdir)
-    sharding.wait_for_all("results written")
-    return results
-
-
-def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
-    """Evaluates the best checkpoint of a run on all labelled cells of a data set.
-
-    Args:
-      config: validated; its data section names the cells, its model section must be
-        that of the run.
-      workdir: of the run; gets a folder `evaluation-<source>-<fingerprint>` with
-        `predictions.csv`, `results.json` and a plot.
-
-    Returns:
-      The content of `results.json`.
-
-    Raises:
-      InputError: if there is no checkpoint, it does not fit, or nothing is labelled.
-    """
-    started = time.monotonic()
-    first = jax.process_index() == 0
-    trained = config_fields.load(workdir / "config.json")
-    wrong = config_fields.differences(
-        trained, dataclasses.asdict(config), only=_NETWORK_FIELDS
-    )
-    if wrong:
-        raise InputError(
-            f"{workdir}: its run was trained with another configuration "
-            f"({'; '.join(wrong)}); give the same --config and overrides"
-        )
-    sharding.check_batch_size(config.train.batch_size)
-    cells = _open_cells(config)
-    rows = splits.limit(cells.table, config.data.limit)
-    if not len(rows):
-        raise InputError(f"data.dir = {config.data.dir!r}: no labelled image")
-    table = cells.table.take(rows)
-    if first:
-        prepare.show_counts(cells)
-
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        record = checkpoints.record()
-        network = build(
-            config, cells.source, cache_dir=_cache_dir(config), record=record
-        )
-        params = checkpoints.restore_best_params(network.params)
-        best_step = checkpoints.best_step
-    compiled = steps.make_steps(
-        network.model,
-        network.preprocessing,
-        optim.make_optimizer(config.optim, network.mask),
-        network.mask,
-        network.shardings,
-        class_weights=(1.0, 1.0),
-        seed=config.seed,
-    )
-    with terminal.track("evaluating", len(rows), "images") as advance:
-        images = pipeline.Images(cells, config.data.image_size)
-        reading = inputs.reading(config, config.train.batch_size)
-        batches = pipeline.evaluation_batches(images, cells.table, rows, reading)
-        _, probability = loop.evaluate(
-            params, compiled, network.shardings, batches, advance
-        )
-    predictions = _join(cells, {Split.TEST: probability})
-    shared = outputs.trained_on(workdir, table)
-    notes = outputs.notes(cells.source, network.weights, None)
-    if shared:
-        notes.append(f"leaky: {shared} of {len(table)} images were trained on")
-    results = {
-        "data": {
-            "source": str(cells.source),
-            "fingerprint": table.fingerprint(),
-            "leaky": bool(shared),
-            "test_set": "all labelled images",
-            "counts": {"all": table.counts()},
-        },
-        "run": {"workdir": str(workdir), "step": best_step},
-        "weights": network.weights,
-        "parameters": network.counts,
-        "test": metrics.figures(predictions),
-        "notes": notes,
-        "seconds": round(time.monotonic() - started, 1),
-        "provenance": provenance(),
-        "disclaimer": plots.DISCLAIMER,
-    }
-    if first:
-        name = f"evaluation-{cells.source}-{table.fingerprint()[:8]}"
-        folder = workdir / name
-        folder.mkdir(exist_ok=True)
-        outputs.write(folder, predictions, results)
-        outputs.show(results, folder)
-    sharding.wait_for_all("results written")
-    return results
-
-
-def _cache_dir(config: Config) -> Path:
-    given = config.cache_dir
-    return Path(given).expanduser() if given else default_cache_dir()
-
-
-def _open_cells(config: Config) -> PackedCells:
-    """Opens the cells; the first process packs them, the others wait for it."""
-
-    def open_them() -> PackedCells:
-        return prepare.open_cells(
-            config.data, pack_size=config.pack_size, cache_dir=_cache_dir(config)
-        )
-
-    if jax.process_index() == 0:
-        cells = open_them()
-        sharding.wait_for_all("cells packed")
-        return cells
-    sharding.wait_for_all("cells packed")
-    return open_them()
-
-
-def _claim(workdir: Path, config: Config) -> None:
-    """Makes the workdir this run's, or makes sure that it is."""
-    path = workdir / "config.json"
-    if path.exists():
-        changed = config_fields.differences(
-            config_fields.load(path), dataclasses.asdict(config)
-        )
-        if changed:
-            lines = "\n".join(f"  - {line}" for line in changed)
-            raise InputError(
-                f"--workdir={workdir} holds a run of another configuration:\n{lines}\n"
-                "Give another --workdir, or the configuration of that run."
-            )
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise InputError(
-            f"--workdir={workdir}: holds something that is no run; name a new folder"
-        )
-    sharding.wait_for_all("workdir looked at")
-    if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, config.to_json())
-        except OSError as error:
-            raise InputError(
-                f"--workdir={workdir}: cannot be written ({error})"
-            ) from error
-    sharding.wait_for_all("workdir made")
+        assert checkpoints.best_step is not None, "an epoch was finished"
+        return best, checkpoints.best_step, log.history
 
 
 def _check_same_inputs(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -338,18 +231,6 @@ def _class_weights(config: Config, label: np.ndarray) -> tuple[float, float]:
     return 0.5 / hem, 0.5 / leukemic
 
 
-def _join(
-    cells: PackedCells, probabilities: Mapping[Split, Mapping[int, float]]
-) -> Predictions:
-    """Returns the table of predictions, split by split, in the cells' order."""
-    keys = [(use, row) for use, p in probabilities.items() for row in sorted(p)]
-    return Predictions(
-        cells.table.take(np.array([row for _, row in keys])),
-        np.array([probabilities[use][row] for use, row in keys]),
-        np.array([str(use) for use, _ in keys]),
-    )
-
-
 def _show_partition(table: CellTable, partition: Partition) -> None:
     rows = []
     for use, chosen in partition.rows().items():
@@ -357,6 +238,10 @@ def _show_partition(table: CellTable, partition: Partition) -> None:
         name = f"{use} ({partition.test_name})" if use == Split.TEST else str(use)
         rows.append((name, *(f"{counts[key]:,}" for key in _COUNTS)))
     terminal.show_table("Partition", ("", *_COUNTS), rows)
+    if partition.dropped:
+        terminal.say(
+            f"{partition.dropped:,} images are left out: their patients are tested"
+        )
     if partition.leaky:
         terminal.warn(f"the split is by image: {splits.LEAKY}; its scores flatter")
 

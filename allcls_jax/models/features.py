@@ -1,16 +1,21 @@
 """What the frozen part of a network makes of each image, computed once.
 
 A frozen backbone gives the same features in every epoch and every run. They are kept as
-one memory-mapped array in a folder that is named after all they depend on; a second
-array says which rows are there, so that a computation that was cut goes on where it
-stopped, and a run over some of the images computes those only.
+one memory-mapped array in a folder that is named after all they depend on. A second
+array holds a checksum of each row, 0 where there is none: a computation that was cut
+goes on where it stopped, a run over some of the images computes those only, and a
+damaged row is computed again.
 """
 
 import hashlib
+import math
+import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -22,6 +27,9 @@ from allcls_jax.models.vgg import VGG, Params, flatten_params, layer_table
 
 # Raise it when the same key would give other numbers.
 _FORMAT = 1
+
+_VALUES = "features.f32"
+_CHECKS = "checksums.u32"
 
 
 class Features:
@@ -52,51 +60,71 @@ class Features:
         self._num_images = num_images
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            # Files of zeros take up no space until a row is written.
-            self._arrays = self._open()
+            self._values, self._checks = self._open()
         except OSError as error:
-            raise InputError(
-                f"{directory}: features cannot be kept there ({error}); give another "
-                "--config.cache_dir, or --config.train.cache_features=false"
-            ) from error
+            raise self._unusable(error) from error
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Returns the features of a row: (m,) float32."""
-        values, present = self._arrays
-        assert present[row], f"features of row {row} were not computed"
-        return values[row]
+        assert self._checks[row], f"features of row {row} were not computed"
+        return self._values[row]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[type["Features"], tuple[Path, int, int]]:
         # Another process maps the files itself instead of getting a copy.
-        return {name: v for name, v in self.__dict__.items() if name != "_arrays"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._arrays = self._open()
+        return Features, (self._directory, self._num_images, self.shape[0])
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
-        """Returns those of the rows whose features are still to be computed."""
-        return rows[~self._arrays[1][rows].astype(bool)]
+        """Returns those of the rows (n,) that are absent or damaged."""
+        return np.array(
+            [
+                row
+                for row in rows.tolist()
+                if self._checks[row] != _checksum(self._values[row])
+            ],
+            dtype=np.int64,
+        )
 
     def put(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Keeps features (n, m) of n rows; they count as present once on the disk."""
-        array, present = self._arrays
-        array[rows] = values
-        array.flush()
-        present[rows] = 1
-        present.flush()
+        """Keeps features (n, m) of n rows; they count once they are on the disk.
+
+        Raises:
+          InputError: if there is no space left.
+        """
+        sums = np.array([_checksum(value) for value in values], np.uint32)
+        try:
+            # Not through the maps: where the disk is full they end the process.
+            self._write(_VALUES, rows, np.ascontiguousarray(values, np.float32))
+            self._write(_CHECKS, rows, sums)
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
+        size = values[:1].nbytes
+        with (self._directory / name).open("r+b") as file:
+            for row, value in zip(rows.tolist(), values, strict=True):
+                file.seek(row * size)
+                file.write(value.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
 
     def _open(self) -> tuple[np.memmap, np.memmap]:
         def array(name: str, kind: type, shape: tuple[int, ...]) -> np.memmap:
             path = self._directory / name
             with path.open("ab") as file:
-                file.truncate(np.dtype(kind).itemsize * int(np.prod(shape)))
-            return np.memmap(path, dtype=kind, mode="r+", shape=shape)
+                # Zeros take up no space until a row is written.
+                file.truncate(np.dtype(kind).itemsize * math.prod(shape))
+            return np.memmap(path, dtype=kind, mode="r", shape=shape)
 
         rows = self._num_images
         return (
-            array("features.f32", np.float32, (rows, *self.shape)),
-            array("present.u8", np.uint8, (rows,)),
+            array(_VALUES, np.float32, (rows, *self.shape)),
+            array(_CHECKS, np.uint32, (rows,)),
+        )
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self._directory}: features cannot be kept there ({error}); give another "
+            "--config.cache_dir, or --config.train.cache_features=false"
         )
 
 
@@ -120,8 +148,14 @@ def open_features(
       cache_dir: features lie in its folder `features`.
     """
     (width,) = layer_table(backbone.layers, image_size)[-1].shape
-    dtype = np.dtype(backbone.dtype).name
-    key = (_FORMAT, cells.stamp, backbone.layers, dtype, preprocessing, image_size)
+    key = (
+        _FORMAT,
+        (cells.size, cells.crop, *cells.table.sha256.tolist()),
+        (backbone.layers, np.dtype(backbone.dtype).name, image_size),
+        preprocessing,
+        # Devices round differently, and some use fewer bits than they are given.
+        jax.default_backend(),
+    )
     digest = hashlib.sha256(repr(key).encode())
     used = {layer.name for layer in backbone.layers}
     for name, array in sorted(flatten_params(params).items()):
@@ -160,3 +194,8 @@ def compute(
         pending = following
     if pending is not None:
         keep(*pending)
+
+
+def _checksum(values: np.ndarray) -> int:
+    """Returns the CRC-32 of an array's bytes; never 0, which means an absent row."""
+    return zlib.crc32(np.ascontiguousarray(values, np.float32).tobytes()) or 1

@@ -5,7 +5,6 @@ one; it is then kept in our own cache, so that the next search is short and need
 network. A merge leaves no array unexplained on either side.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,7 +15,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,8 @@ import numpy as np
 from allcls_jax import __version__, paths, terminal
 from allcls_jax.config import ModelName
 from allcls_jax.errors import InputError, list_problems
+from allcls_jax.locking import locked
 from allcls_jax.models.weight_files import WeightFile, read_weights, write_safetensors
-
-try:
-    import fcntl
-except ImportError:  # Windows; there nothing keeps two downloads of one file apart
-    fcntl = None
 
 IMAGENET = "imagenet"  # the value of `model.weights` that means: search, then download
 
@@ -120,7 +115,10 @@ def find(
     url = f"{base_url}/{published.path}"
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(ours.with_name(f"{ours.name}.lock")):
+        with locked(
+            ours.with_name(f"{ours.name}.lock"),
+            waiting="waiting for another process that fetches the weights",
+        ):
             # Another process may have been faster.
             if found := _cached(name, cached, []):
                 return found
@@ -324,18 +322,3 @@ def _append(url: str, part: Path) -> bool:
     if got < length:
         raise ConnectionError(f"cut after {start + got:,} of {total:,} bytes")
     return start > 0
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Lets one process at a time into the block, where the system can do that."""
-    with file.open("ab") as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                terminal.say("waiting for another process that fetches the weights")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:
-                pass  # a file system without locks
-        yield

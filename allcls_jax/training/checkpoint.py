@@ -4,8 +4,10 @@ A checkpoint is whole or absent. It holds the state, and a record with the confi
 and the position in the data, so that it stands for itself.
 """
 
+import contextlib
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +111,14 @@ class Checkpoints:
         if step is None:
             return None
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)))
-        return self._manager.restore(step, args=args)["state"]
+        with self._whole(step):
+            return self._manager.restore(step, args=args)["state"]
 
     def restore_best_params(self, like: Params) -> Params:
         """Returns the parameters of the best state, placed and typed as `like`.
 
         Raises:
-          InputError: if there is no checkpoint.
+          InputError: if no epoch has been finished.
         """
         # Another manager: this one has bound the item to the whole state.
         options = ocp.CheckpointManagerOptions(read_only=True)
@@ -133,16 +136,39 @@ class Checkpoints:
                 abstract, restore_args=restore_args, partial_restore=True
             )
             composite = ocp.args.Composite(state=args)
-            return reader.restore(self._best(), args=composite)["state"]["params"]
+            step = self._best()
+            with self._whole(step):
+                return reader.restore(step, args=composite)["state"]["params"]
 
-    def record(self) -> dict[str, Any]:
+    def latest_record(self) -> dict[str, Any]:
+        """Returns the record saved with the newest state."""
+        assert self.latest_step is not None
+        return self._record(self.latest_step)
+
+    def best_record(self) -> dict[str, Any]:
         """Returns the record saved with the best state.
 
         Raises:
-          InputError: if there is no checkpoint.
+          InputError: if no epoch has been finished.
         """
+        return self._record(self._best())
+
+    def _record(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(record=ocp.args.JsonRestore())
-        return self._manager.restore(self._best(), args=args)["record"]
+        with self._whole(step):
+            return self._manager.restore(step, args=args)["record"]
+
+    @contextlib.contextmanager
+    def _whole(self, step: int) -> Iterator[None]:
+        """Turns what orbax raises over a damaged checkpoint into an `InputError`."""
+        try:
+            yield
+        except Exception as error:  # there is no common type
+            raise InputError(
+                f"{self._directory / str(step)}: the checkpoint cannot be read "
+                f"({type(error).__name__}: {str(error).splitlines()[:1]}); if it is "
+                "damaged, remove this folder, and the run goes on from another one"
+            ) from error
 
     def _empty_trash(self) -> None:
         if not self._read_only and jax.process_index() == 0:
@@ -150,7 +176,8 @@ class Checkpoints:
 
     def _best(self) -> int:
         step = self.best_step
-        if step is None:
+        metrics = None if step is None else self._manager.metrics(step)
+        if step is None or metrics is None or math.isinf(metrics[_METRIC]):
             raise InputError(
                 f"{self._directory}: no checkpoint; give a --workdir in which training "
                 "has finished at least one epoch"

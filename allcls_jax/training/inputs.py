@@ -1,4 +1,4 @@
-"""What the network is fed: images, or the kept features of a frozen backbone."""
+"""What a run is fed: its cells, as images or as features of a frozen backbone."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import numpy as np
 
 from allcls_jax import terminal
 from allcls_jax.config import Config
-from allcls_jax.data import pipeline
+from allcls_jax.data import pipeline, prepare
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.models import features
 from allcls_jax.models.vgg import split_at_features
+from allcls_jax.paths import default_cache_dir
 from allcls_jax.training import sharding
 from allcls_jax.training.network import Network
 from allcls_jax.training.steps import Steps
@@ -20,14 +21,30 @@ from allcls_jax.training.steps import Steps
 _FEATURE_BATCH = {"cpu": 8}
 
 
+def cache_dir(config: Config) -> Path:
+    """Returns where packed cells, weights and features are kept."""
+    given = config.cache_dir
+    return Path(given).expanduser() if given else default_cache_dir()
+
+
+def open_cells(config: Config) -> PackedCells:
+    """Opens the cells; the first process packs them, the others wait for it."""
+
+    def open_them() -> PackedCells:
+        return prepare.open_cells(
+            config.data, pack_size=config.pack_size, cache_dir=cache_dir(config)
+        )
+
+    cells = sharding.on_first_process(open_them)
+    return open_them() if cells is None else cells
+
+
 def make_inputs(
     config: Config,
     cells: PackedCells,
     rows: np.ndarray,
     network: Network,
     compiled: Steps,
-    *,
-    cache_dir: Path,
 ) -> pipeline.Inputs:
     """Returns images, or the features of a frozen backbone, computing those missing.
 
@@ -37,7 +54,6 @@ def make_inputs(
       rows: (n,) int64 rows of its table that the run uses.
       network: says what is frozen.
       compiled: its steps.
-      cache_dir: features are kept there.
     """
     images = pipeline.Images(cells, config.data.image_size)
     backbone, _ = split_at_features(network.model)
@@ -54,7 +70,7 @@ def make_inputs(
         network.params,
         network.preprocessing,
         image_size=config.data.image_size,
-        cache_dir=cache_dir,
+        cache_dir=cache_dir(config),
     )
     missing = sharding.union(kept.missing(rows), len(cells))
     if len(missing):

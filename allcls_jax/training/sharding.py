@@ -4,15 +4,19 @@ Parameters are on every device, a batch is divided among them.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from allcls_jax import terminal
 from allcls_jax.data.pipeline import Batch
 from allcls_jax.errors import InputError
+
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,35 @@ def start_processes(
             f"--distributed: no cluster was recognised ({error}); give --coordinator, "
             "--num_processes and --process_id"
         ) from error
+    # The connections of collectives are made at the first one, and those who come to it
+    # late, because they pack cells, find the others gone.
+    wait_for_all("started")
+    if jax.process_index():
+        terminal.silence()
+
+
+def on_first_process(work: Callable[[], _Result]) -> _Result | None:
+    """Runs something on the first process, the others waiting for its end.
+
+    Returns:
+      What it returned, or None on the other processes.
+
+    Raises:
+      InputError: on the other processes, if it raised anything.
+    """
+    result, error = None, None
+    if jax.process_index() == 0:
+        try:
+            result = work()
+        except Exception as caught:  # raised below, when the others know of it
+            error = caught
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.int32(error is not None))
+        if failed.any() and error is None:
+            raise InputError("process 0 stopped; its message tells why")
+    if error is not None:
+        raise error
+    return result
 
 
 def union(rows: np.ndarray, num_rows: int) -> np.ndarray:

@@ -14,6 +14,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from allcls_jax.errors import InputError
+
 Record = dict[str, int | float]  # "epoch", "step" and mean values
 
 METRICS_FILE = "metrics.jsonl"
@@ -77,13 +79,25 @@ class MetricsLog:
 
 
 def read_history(workdir: Path) -> list[Record]:
-    """Returns the records in a workdir's log; a last line cut short is left out."""
+    """Returns the records in a workdir's log; a last line cut short is left out.
+
+    Raises:
+      InputError: if another line is no record.
+    """
     try:
         lines = (workdir / METRICS_FILE).read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         return []
     # What stands behind the last line break was being written when the run was killed.
-    return [json.loads(line) for line in lines[:-1]]
+    try:
+        records = [dict(json.loads(line)) for line in lines[:-1]]
+        if not all(isinstance(record.get("step"), int) for record in records):
+            raise ValueError("a record without its step")
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{workdir / METRICS_FILE}: damaged ({error}); give another --workdir"
+        ) from error
+    return records
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,16 +1,20 @@
 """Packs: what is stored comes back, whole or not at all, and is not made twice."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from allcls_jax.config import DataConfig, DataSource, OnBadImage, SyntheticConfig
-from allcls_jax.data import packing, prepare, synthetic, transforms
+from allcls_jax.data import packing, placing, prepare, synthetic, transforms
 from allcls_jax.data.cells import (
     CellFile,
     DiskImage,
@@ -94,6 +98,11 @@ def test_the_fingerprint_is_of_content_not_of_order(tmp_path):
     assert table.take([0, 1, 2, 3]).fingerprint() != table.fingerprint()
 
 
+def names(folder: Path) -> list[str]:
+    """What lies in a folder, but for the lock that stays."""
+    return sorted(p.name for p in folder.iterdir() if p.name != ".out.lock")
+
+
 def inode(folder: Path) -> int:
     return (folder / "pack.json").stat().st_ino
 
@@ -127,7 +136,7 @@ def test_a_changed_source_is_packed_anew(tmp_path, change):
     assert inode(out) != before
     if change == "content":
         assert packed[0].max() == 99
-    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+    assert names(tmp_path) == ["in", "out"]
 
 
 def test_all_bad_images_are_named_and_nothing_is_left(tmp_path):
@@ -139,7 +148,7 @@ def test_all_bad_images_are_named_and_nothing_is_left(tmp_path):
         pack(cells, out)
     for name in ("1.png", "3.png", "4.png", "on_bad_image=skip"):
         assert name in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert names(tmp_path) == ["in"]
 
 
 def test_bad_images_are_left_out_on_demand_and_listed(tmp_path):
@@ -149,6 +158,208 @@ def test_bad_images_are_left_out_on_demand_and_listed(tmp_path):
     assert packed.table.image_id.tolist() == ["cell0", "cell2", "cell3", "cell4"]
     assert packed[1].max() == 100
     assert "1.png" in (out / "skipped.txt").read_text()
+    assert len(packed.skipped) == 1
+    assert packed.skipped[0] == (out / "skipped.txt").read_text().rstrip("\n")
+
+
+def test_a_pack_without_bad_images_skipped_none(tmp_path):
+    cells = write_cells(tmp_path / "in")
+    assert pack(cells, tmp_path / "out", on_bad=OnBadImage.SKIP).skipped == ()
+
+
+@dataclasses.dataclass(frozen=True)
+class LockedImage:
+    """An image whose reading a flag forbids, as a lost permission would."""
+
+    path: Path
+    flag: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def read(self) -> bytes:
+        if self.flag.exists():
+            raise PermissionError(13, "Permission denied", self.name)
+        return self.path.read_bytes()
+
+    def stamp(self) -> str:
+        return DiskImage(path=str(self.path)).stamp()
+
+
+def test_an_image_that_can_be_read_again_is_packed_though_nothing_else_changed(
+    tmp_path,
+):
+    cells, out = write_cells(tmp_path / "in"), tmp_path / "out"
+    flag = tmp_path / "in" / "locked"
+    flag.touch()
+    source = LockedImage(tmp_path / "in" / "1.png", flag)
+    cells[1] = dataclasses.replace(cells[1], source=source)
+    first = pack(cells, out, on_bad=OnBadImage.SKIP)
+    assert len(first) == 4
+    before = inode(out)
+    # As long as it cannot be read, a running reader's pack stays where it is.
+    assert pack(cells, out, on_bad=OnBadImage.SKIP).stamp == first.stamp
+    assert inode(out) == before
+    flag.unlink()
+    copied = pickle.dumps(first)
+    second = pack(cells, out, on_bad=OnBadImage.SKIP)
+    assert second.table.image_id.tolist() == [cell.image_id for cell in cells]
+    assert second[1].max() == 80
+    assert second.skipped == ()
+    assert second.stamp != first.stamp
+    with pytest.raises(InputError, match="packed anew while it was in use"):
+        pickle.loads(copied)
+
+
+def test_skipped_images_are_told_at_every_opening(tmp_path, capsys):
+    source = class_folders(tmp_path / "in")
+    (source / "ALL" / "1" / "0.png").write_bytes(b"broken")
+    config = DataConfig(dir=str(source), on_bad_image=OnBadImage.SKIP)
+    for _ in range(2):
+        packed = prepare.open_cells(config, pack_size=32, cache_dir=tmp_path / "cache")
+        shown = capsys.readouterr().out
+        assert shown.count("1 images could not be read") == 1
+        assert str(packed.directory / "skipped.txt") in shown
+    out = str(tmp_path / "out")
+    prepare.main([str(source), "--out", out, "--size=32", "--on-bad-image=skip"])
+    assert capsys.readouterr().out.count("1 images could not be read") == 1
+    config = DataConfig(dir=out, image_size=32)
+    prepare.open_cells(config, pack_size=32, cache_dir=tmp_path / "cache")
+    assert f"{out}/skipped.txt" in capsys.readouterr().out
+
+
+PACK_TWICE = """
+import sys
+import time
+from pathlib import Path
+from allcls_jax.config import DataSource, OnBadImage, SyntheticConfig
+from allcls_jax.data import packing, synthetic
+cells = synthetic.cells(SyntheticConfig(num_images=14, num_patients=12))
+write = packing._write
+def slow(*arguments, **options):
+    print("packing")
+    time.sleep(0.5)  # so that the other one comes meanwhile
+    return write(*arguments, **options)
+packing._write = slow
+print("ready", flush=True)
+sys.stdin.readline()
+packed = packing.pack(
+    cells, Path(sys.argv[1]), source=DataSource.SYNTHETIC, size=24, crop=None,
+    on_bad_image=OnBadImage.ERROR,
+)
+assert len([packed[row] for row in range(14)]) == 14
+print((packed.directory / "pack.json").stat().st_ino)
+"""
+
+
+def test_two_processes_pack_one_folder_once(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PACK_TWICE, str(tmp_path / "out")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    shown = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], shown
+    assert len({out.splitlines()[-1] for out, _ in shown}) == 1
+    assert sum(out.splitlines().count("packing") for out, _ in shown) == 1
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_another_process_packed_meanwhile_is_used(tmp_path, monkeypatch):
+    cells, out = write_cells(tmp_path / "in"), tmp_path / "out"
+    exclusively = placing.exclusively
+    theirs = []
+
+    @contextlib.contextmanager
+    def after_another(folder: Path):
+        if not theirs:
+            theirs.append(0)
+            pack(cells, out)
+            theirs.append(inode(out))
+        with exclusively(folder) as replacing:
+            yield replacing
+
+    monkeypatch.setattr(placing, "exclusively", after_another)
+    pack(cells, out)
+    assert inode(out) == theirs[1]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    cells, out = write_cells(tmp_path / "in"), tmp_path / "out"
+    # Killed while packing, and between moving the old pack away and the new one in.
+    (tmp_path / ".out.part-a1b2c3d4" / "new").mkdir(parents=True)
+    pack(cells, tmp_path / ".out.part-_x" / "old")
+    others = [".out.part-x.part-abcd1234", ".outer.part-abcd1234", ".out.thesis"]
+    for other in others:
+        (tmp_path / other).mkdir()
+    assert len(pack(cells, out)) == 5
+    assert names(tmp_path) == sorted([*others, "in", "out"])
+
+
+def test_a_pack_is_as_readable_as_any_new_folder(tmp_path):
+    pack(write_cells(tmp_path / "in"), tmp_path / "out")
+    (tmp_path / "new").mkdir()
+    ours, usual = (tmp_path / name for name in ("out", "new"))
+    assert ours.stat().st_mode == usual.stat().st_mode
+
+
+@pytest.mark.parametrize("damage", ["no pack.json", "format", "cells.csv", "a file"])
+def test_what_is_damaged_in_the_cache_is_packed_anew(tmp_path, damage):
+    config = DataConfig(synthetic=CONFIG)
+    packed = prepare.open_cells(config, pack_size=32, cache_dir=tmp_path)
+    out, table, image = packed.directory, packed.table.to_csv(), packed[3]
+    if damage == "no pack.json":
+        (out / "pack.json").unlink()
+    elif damage == "format":
+        (out / "pack.json").write_text('{"format": 0}')
+    elif damage == "cells.csv":
+        (out / "cells.csv").write_text(table.replace(",1,", ",0,"))
+    else:
+        shutil.rmtree(out)
+        out.write_text("")
+    again = prepare.open_cells(config, pack_size=32, cache_dir=tmp_path)
+    assert again.directory == out
+    assert again.table.to_csv() == table
+    assert np.array_equal(again[3], image)
+
+
+@pytest.mark.parametrize("kind", ["out below a file", "cache is a file", "no room"])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys, monkeypatch, kind):
+    source = class_folders(tmp_path / "in")
+    file = tmp_path / "file"
+    file.write_text("mine")
+    if kind == "cache is a file":
+        with pytest.raises(InputError, match=r"file.*cannot be written.*cache_dir"):
+            prepare.open_cells(
+                DataConfig(dir=str(source)), pack_size=32, cache_dir=file
+            )
+    else:
+        out = file / "x" if kind == "out below a file" else tmp_path / "out"
+        if kind == "no room":
+
+            def full(*_):
+                raise RuntimeError("write() failed: No space left on device; writing x")
+
+            monkeypatch.setattr(packing._Cells, "_generate_examples", full)
+        assert prepare.main([str(source), "--out", str(out), "--size=32"]) == 2
+        shown = capsys.readouterr().err
+        assert f"{out}: the pack cannot be written" in shown
+        assert "--out" in shown
+    assert file.read_text() == "mine"
+    assert names(tmp_path) == ["file", "in"]
 
 
 @pytest.mark.parametrize("on_bad", OnBadImage)
@@ -174,14 +385,18 @@ def test_a_pack_that_cannot_be_finished_leaves_the_old_one(tmp_path, monkeypatch
     pack(cells, out)
     before = inode(out)
 
-    def fail(*arguments):
-        raise OSError(28, "No space left on device")
+    replace = Path.replace
 
-    monkeypatch.setattr(packing, "_replace", fail)
-    with pytest.raises(OSError, match="No space"):
+    def fail(path: Path, target: Path):
+        if target == out and path.name == "new":
+            raise OSError(28, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(InputError, match=r"out: .*cannot be written.*No space"):
         pack(cells, out, size=16)
     assert inode(out) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert names(tmp_path) == ["in", "out"]
 
 
 def test_synthetic_cells_are_packed_once_in_the_cache(tmp_path):
@@ -258,12 +473,14 @@ def test_a_pack_of_another_version_is_no_pack(tmp_path):
         packing.PackedCells(out)
 
 
-@pytest.mark.parametrize("damage", ["cells.csv", "array_record"])
+@pytest.mark.parametrize("damage", ["cells.csv", "a label", "array_record"])
 def test_a_damaged_pack_is_found_when_it_is_opened(tmp_path, damage):
     cells, out = write_cells(tmp_path / "in"), tmp_path / "out"
     pack(cells, out)
-    (path,) = out.rglob(f"*{damage}*")
-    if damage == "cells.csv":
+    (path,) = out.rglob(f"*{'cells.csv' if damage == 'a label' else damage}*")
+    if damage == "a label":
+        path.write_text(path.read_text().replace(",P0,0,", ",P0,1,", 1))
+    elif damage == "cells.csv":
         path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     else:
         path.unlink()

@@ -5,7 +5,7 @@ import pytest
 
 from allcls_jax.config import DataSource
 from allcls_jax.data import readers
-from allcls_jax.data.cells import ALL, HEM, UNLABELLED, CellFile, DiskImage, Part
+from allcls_jax.data.cells import ALL, HEM, UNLABELLED, CellFile
 from allcls_jax.errors import InputError
 from tests.data import layouts
 
@@ -326,18 +326,3 @@ def test_folder_reader_can_be_asked_for_where_cnmc_is_found(tmp_path: Path):
     layouts.write(tmp_path, layouts.challenge())
     with pytest.raises(InputError, match="no patient folder"):
         readers.open_source(DataSource.FOLDER, tmp_path)
-
-
-def test_unlabelled_cells_cannot_be_trained_on():
-    def cell(label: int, part: Part) -> CellFile:
-        source = DiskImage(path="x")
-        return CellFile(
-            image_id="x", patient="p", label=label, part=part, source=source
-        )
-
-    readers.require_labelled([])
-    readers.require_labelled([cell(ALL, Part.TRAIN), cell(HEM, Part.PRELIM)])
-    with pytest.raises(InputError, match=r"1 images, such as x, have no label"):
-        readers.require_labelled([cell(UNLABELLED, Part.TRAIN), cell(ALL, Part.TRAIN)])
-    with pytest.raises(InputError, match="never published"):
-        readers.require_labelled([cell(ALL, Part.FINAL)])

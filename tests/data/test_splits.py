@@ -211,3 +211,136 @@ def test_a_limit_below_the_number_of_patients_is_refused():
 def test_what_cannot_be_split_is_refused(table, config, named):
     with pytest.raises(InputError, match=named):
         splits.partition(table, config, seed=0)
+
+
+def mixed_table(seed: int, *, folds: bool = False) -> CellTable:
+    """Seven patients, four with images of both classes, in an order by seed."""
+    kinds = ["A", "B", "H1", "AH1", "AH2", "AH3", "AH4"]
+    names = np.random.default_rng(seed).permutation(kinds).tolist()
+    rows = []
+    for number, name in enumerate(names):
+        for image in range(8):
+            label = image % 2 if "AH" in name else int("H" not in name)
+            digest = hashlib.sha256(f"{name}{image}".encode()).hexdigest()
+            fold = number % 3 if folds else NO_FOLD
+            rows.append(
+                (f"{number}_{name}_{image}", name, label, "train", fold, digest)
+            )
+    return table_from_rows(rows)
+
+
+@pytest.mark.parametrize("share", [0.15, 0.5])
+def test_patients_of_both_classes_leave_both_in_every_use(share):
+    config = DataConfig(split=SplitKind.GROUPED, validation=share)
+    for seed in range(30):
+        table = mixed_table(seed)
+        part = splits.partition(table, config, seed=seed)
+        for use, rows in part.rows().items():
+            assert set(table.label[rows].tolist()) == {0, 1}, (seed, use)
+
+
+def test_two_patients_of_both_classes_can_train_and_validate():
+    table = make_table(dict.fromkeys(("0", "H1", "2", "H3"), 8))
+    table.patient[:16], table.patient[16:] = "a", "b"
+    tested = make_table({"90": 4, "H91": 4}, part="prelim")
+    for seed in range(20):
+        part = splits.partition(join(table, tested), DataConfig(), seed=seed)
+        assert len(part.train) == len(part.validation) == 16
+
+
+@pytest.mark.parametrize(
+    "patients_of",  # (class, or 2 for both; images)
+    [
+        [(2, 9), (1, 11), (2, 3), (0, 10), (1, 2), (1, 5)],
+        [(0, 8), (0, 9), (2, 3), (2, 5), (2, 11)],
+        [(2, 9), (0, 5), (2, 3), (2, 7), (1, 5)],
+    ],
+)
+@pytest.mark.parametrize("fold", [0, 1, 2])
+def test_folds_are_drawn_until_each_can_be_tested(patients_of, fold):
+    rows = [
+        (f"{i}_{k}", f"p{i}", k % 2 if kind == 2 else kind, "train", NO_FOLD, f"{i}{k}")
+        for i, (kind, size) in enumerate(patients_of)
+        for k in range(size)
+    ]
+    config = DataConfig(split=SplitKind.GROUPED, test_fold=fold)
+    table = table_from_rows(rows)
+    part = splits.partition(table, config, seed=0)
+    for chosen in part.rows().values():
+        assert set(table.label[chosen].tolist()) == {0, 1}
+
+
+def test_a_draw_that_takes_the_last_of_a_class_is_drawn_again():
+    table = make_table(dict.fromkeys(("0", "H1", "2", "H3"), 8))
+    # Both classes; to validate with 0 and this one would leave H1 alone.
+    table.patient[16:] = "b"
+    tested = make_table({"90": 4, "H91": 4}, part="prelim")
+    for seed in range(20):
+        part = splits.partition(join(table, tested), DataConfig(), seed=seed)
+        assert len(part.train) == len(part.validation) == 16
+
+
+def test_a_draw_that_leaves_one_class_is_refused(monkeypatch):
+    table = make_table(patients())
+    # Whatever is drawn: first every ALL patient validates, then only one.
+    patient = np.unique(table.patient[(table.label == 1) & (table.fold == 0)])
+    every = np.unique(table.patient[table.label == 1])
+    monkeypatch.setattr(splits, "_validation_groups", lambda *_: every)
+    with pytest.raises(InputError, match=r"training: no image of class ALL"):
+        splits.partition(table, DataConfig(), seed=0)
+    monkeypatch.setattr(splits, "_validation_groups", lambda *_: patient[:1])
+    with pytest.raises(InputError, match=r"validation: .* HEM .*data\.validation"):
+        splits.partition(table, DataConfig(), seed=0)
+
+
+def test_the_image_split_leaves_both_classes_to_train():
+    table = make_table({"0": 6, "H1": 60})
+    config = DataConfig(split=SplitKind.IMAGE, validation=0.95)
+    part = splits.partition(table, config, seed=0)
+    for rows in part.rows().values():
+        assert set(table.label[rows].tolist()) == {0, 1}
+
+
+def test_official_folds_that_divide_a_tested_patient_are_refused():
+    table = make_table(patients())
+    row = int(np.flatnonzero((table.fold == 0) & (table.patient == "0"))[0])
+    table.fold[row] = 2
+    with pytest.raises(InputError, match=r"(?s)1 problem\n.*patient 0\n.*=grouped"):
+        splits.partition(table, DataConfig(), seed=0)
+    # Nobody is tested on what was trained: 0 and 2 both train.
+    part = splits.partition(table, DataConfig(test_fold=1), seed=0)
+    assert "0" not in table.patient[part.test]
+    splits.partition(table, DataConfig(split=SplitKind.GROUPED), seed=0)
+
+
+@pytest.mark.parametrize(
+    "divide",
+    [
+        lambda table: splits.limit(table, None),
+        lambda table: splits.limit(table, 3),
+        lambda table: splits.partition(table, DataConfig(), seed=0),
+    ],
+)
+def test_the_final_part_is_told_to_have_no_labels(divide):
+    table = make_table({"0": 3, "H1": 2}, part="final")
+    table.label[:] = -1
+    with pytest.raises(InputError, match=r"5 of 5 .*final part.*never published"):
+        divide(table)
+
+
+def test_nothing_labelled_is_told():
+    table = make_table({"0": 3, "H1": 2})
+    table.label[:] = -1
+    with pytest.raises(InputError, match="no labelled image among 5") as error:
+        splits.limit(table, None)
+    assert "final" not in str(error.value)
+
+
+def test_images_dropped_for_a_tested_patient_are_counted():
+    train = make_table(patients())
+    prelim = make_table({"0": 4, "90": 6, "H91": 5}, part="prelim")
+    part = splits.partition(join(train, prelim), DataConfig(), seed=0)
+    assert part.dropped == int(np.sum(train.patient == "0")) > 0
+    used = sum(len(rows) for rows in part.rows().values())
+    assert used + part.dropped == len(train) + len(prelim)
+    assert splits.partition(train, DataConfig(), seed=0).dropped == 0

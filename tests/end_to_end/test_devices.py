@@ -74,16 +74,15 @@ def test_eight_devices_train_as_one(folder, one_device):
     assert_same_training(workdir, one_device)
 
 
-def test_two_processes_train_as_one(folder, one_device):
+def run_two(folder: Path, *flags: str) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of the two processes of one run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    workdir = folder / "two"
     processes = [
         subprocess.Popen(
             command.arguments(
-                *FLAGS,
-                f"--workdir={workdir}",
+                *flags,
                 "--distributed",
                 f"--coordinator=127.0.0.1:{port}",
                 "--num_processes=2",
@@ -102,13 +101,32 @@ def test_two_processes_train_as_one(folder, one_device):
     finally:
         for process in processes:
             process.kill()
-    for process, (_, stderr) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, stderr
-    assert "Results" in outputs[0][0]
-    assert "Results" not in outputs[1][0], "only the first process speaks"
+    return [
+        (process.returncode, *output)
+        for process, output in zip(processes, outputs, strict=True)
+    ]
+
+
+def test_two_processes_train_as_one(folder, one_device, tmp_path):
+    """From an empty cache, which the first process fills."""
+    workdir = folder / "two"
+    finished = run_two(tmp_path, *FLAGS, f"--workdir={workdir}")
+    for code, _, stderr in finished:
+        assert code == 0, stderr
+    assert "Results" in finished[0][1]
+    assert "Results" not in finished[1][1], "only the first process speaks"
     device = results(workdir)["provenance"]["device"]
     assert (device["count"], device["processes"]) == (2, 2)
     assert_same_training(workdir, one_device)
+
+
+def test_a_mistake_ends_both_processes_with_its_reason(folder):
+    flags = (*FLAGS, "--config.data.dir=nowhere", f"--workdir={folder / 'mistake'}")
+    first, second = run_two(folder, *flags)
+    assert first[0] == second[0] == 2
+    assert "nowhere" in first[2]
+    assert "process 0 stopped" in second[2]
+    assert "Traceback" not in first[2] + second[2]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(folder):

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -223,35 +225,145 @@ def test_evaluation_repeats_training_and_finds_what_was_trained_on(folder, finis
         )
     results = results_of(output)
     assert results["data"]["leaky"] is True
-    assert "leaky: 64 of 96 images were trained on" in results["notes"]
+    assert results["data"]["shared_with_training"] == {"images": 64, "patients": 16}
+    assert "leaky: patients shared" in results["notes"]
+    assert "64 of 96 images were trained on" in results["notes"]
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ((), "--config is missing"),
-        (("--config=nowhere.py",), "nowhere.py"),
-        (("--config", f"{command.ROOT}/configs/vgg19.py:smok"), "smoke"),
-        ((*command.TINY, "--config.data.valdation=0.2"), "data.validation"),
-        ((*command.TINY, "--config.dta.validation=0.2"), "data.validation"),
-        ((*command.TINY, "--config.data.split=groups"), "official|grouped|image"),
-        ((*command.TINY, "--config.data.limit=many"), "many"),
-        ((*command.TINY, "--config.data.limit=-1"), "data.limit = -1"),
-        ((*command.TINY, "--config.data.limit=5"), "24 patients"),
-        ((*command.TINY, "--workdr=x"), "workdr"),
-        ((*command.TINY, "surplus"), "surplus"),
-        ((*command.TINY, "--config.data.dir=nowhere"), "nowhere"),
-        ((*command.TINY, "--mode=evaluate"), "--workdir is missing"),
-        ((*command.TINY, "--mode=evaluate", "--workdir=nowhere"), "nowhere"),
-        ((*command.TINY, "--config.model.weights=nowhere.h5"), "nowhere.h5"),
+        (("--config.data.limit=5",), "24 patients"),
+        (("--config.data.dir=nowhere",), "nowhere"),
+        (("--mode=evaluate",), "--workdir is missing"),
+        (("--mode=evaluate", "--workdir=nowhere"), "nowhere"),
+        (("--config.model.weights=nowhere.h5",), "nowhere.h5"),
+        ((f"--config.cache_dir={__file__}/cells",), "Not a directory"),
     ],
 )
 def test_mistakes_end_with_exit_code_2_and_a_remedy(folder, flags, named):
-    result = command.run(folder, *flags)
+    result = command.run(folder, *command.TINY, *flags)
     assert result.returncode == 2, result.stderr
     assert named in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.startswith("error: ")
+
+
+# Starts the command many times at the price of one start: flags are the process' own,
+# so each command line gets a fork of a process that has everything imported.
+MANY = """
+import json, os, sys
+from allcls_jax import main
+
+cases, answers = json.load(sys.stdin), []
+for argv, raised in cases:
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open("stderr.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 2)
+        sys.argv = ["main.py", *argv]
+        if raised:
+            def dispatch(_):
+                raise eval(raised)
+            main._dispatch = dispatch
+        main.main()
+        sys.exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    answers.append([code, open("stderr.txt").read()])
+json.dump(answers, sys.stdout)
+"""
+
+
+def run_many(folder: Path, cases: list[tuple[tuple[str, ...], str]]) -> list:
+    """Returns exit code and stderr of each of (flags, what the run raises, or "")."""
+    result = subprocess.run(
+        [sys.executable, "-c", MANY],
+        cwd=folder,
+        env=command.environment(folder, PYTHONPATH=str(command.ROOT)),
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_mistakes_on_the_command_line_are_told_in_one_line(tmp_path):
+    cases = [
+        ((), "--config is missing"),
+        (("--config=nowhere.py",), "nowhere.py"),
+        (("--config=",), "there is no file"),
+        (("--config", f"{command.ROOT}/configs/vgg19.py:smok"), "smoke"),
+        ((*command.TINY, "--config.data.valdation=0.2"), "data.validation"),
+        ((*command.TINY, "--config.dta.validation=0.2"), "data.validation"),
+        ((*command.TINY, "-config.data.dri=x"), "did you mean --config.data.dir?"),
+        ((*command.TINY, "--noconfig.train.cahe_features"), "train.cache_features?"),
+        ((*command.TINY, "--config.data[0]=x"), "did you mean --config.data?"),
+        ((*command.TINY, "--config.data=x"), "--config.data=x"),
+        ((*command.TINY, "--config.data.split=groups"), "official|grouped|image"),
+        ((*command.TINY, "--config.data.limit=many"), "many"),
+        ((*command.TINY, "--workdr=x"), "workdr"),
+        ((*command.TINY, "surplus"), "surplus"),
+    ]
+    answers = run_many(tmp_path, [(flags, "") for flags, _ in cases])
+    for (flags, named), (code, stderr) in zip(cases, answers, strict=True):
+        assert code == 2, (flags, stderr)
+        assert re.fullmatch(r"error: .*\n", stderr), (flags, stderr)
+        assert named in stderr, flags
+
+
+def test_a_bad_configuration_file_is_told_with_its_name_and_the_cause(tmp_path):
+    begin = "from allcls_jax.config import Config\nconfig = Config()\n"
+    give = "\ndef get_config():\n    return config\n"
+    texts = {
+        "raises": ("def get_config():\n    raise RuntimeError('too bad')", "too bad"),
+        "silent": ("def get_config():\n    raise ValueError", "line 2: ValueError"),
+        "syntax": ("def get_config(:", "SyntaxError"),
+        "imports": ("import nowhere_to_be_found", "line 1: ModuleNotFoundError"),
+        "key": ("def get_config():\n    return {}['x']", "KeyError: 'x'"),
+        "none": ("def get_config():\n    pass", "returns None"),
+        "without": ("x = 1", "no function get_config"),
+        "dict": ("def get_config():\n    return {}", "returns {}"),
+        "type": (f"{begin}config.data.image_size = '224'{give}", "image_size = '224'"),
+        "field": (f"{begin}config.data.image_sise = 224{give}", "data.image_size?"),
+        "section": (f"{begin}config.data = {{}}{give}", "data = {}"),
+        "value": (f"{begin}config.data.limit = -1{give}", "data.limit = -1"),
+    }
+    for name, (text, _) in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    # Overrides make ml_collections look into the configuration before we validate it.
+    cases = [
+        # Whatever is let through stops for want of a workdir, and trains nothing.
+        ((f"--config={name}.py", "--mode=evaluate", *more), "")
+        for name in texts
+        for more in ((), ("--config.data.test_fold=1",))
+    ]
+    answers = run_many(tmp_path, cases)
+    for ((flag, *_), _), (code, stderr) in zip(cases, answers, strict=True):
+        name = flag.removeprefix("--config=").removesuffix(".py")
+        assert code == 2, (name, stderr)
+        assert stderr.startswith("error: ")
+        assert "Traceback" not in stderr
+        assert texts[name][1] in stderr
+        # A value that breaks a rule may come from a flag as well.
+        assert name == "value" or stderr.startswith(f"error: {flag}: "), stderr
+
+
+def test_what_the_system_refuses_is_told_and_a_defect_keeps_its_traceback(tmp_path):
+    cases = [
+        ("PermissionError(13, 'Permission denied', 'a.txt')", 2),
+        ("OSError(28, 'No space left on device')", 2),
+        ("OSError(32, 'Broken pipe')", 1),
+        ("KeyError('x')", 1),
+        ("ValueError('a defect')", 1),
+    ]
+    answers = run_many(tmp_path, [(command.TINY, raised) for raised, _ in cases])
+    assert [code for code, _ in answers] == [code for _, code in cases]
+    for code, stderr in answers:
+        assert ("Traceback" in stderr) == (code == 1)
+    assert answers[0][1].startswith("error: a.txt: Permission denied; ")
+    assert answers[1][1].startswith("error: a file: No space left on device; make room")
 
 
 def test_a_real_run_without_weights_stops_with_the_remedy(folder, tmp_path):
@@ -334,9 +446,6 @@ def test_help_is_quick_and_shows_the_flags(folder):
     assert time.monotonic() - begin < 30
     # What makes it quick: nothing heavy is imported for it.
     code = "import sys; import allcls_jax.main; sys.exit('jax' in sys.modules)"
-    import subprocess
-    import sys
-
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -362,3 +471,27 @@ def test_a_pack_made_by_the_tool_gives_the_same_run(folder, finished, tmp_path):
         ours = (tmp_path / "run" / name).read_text()
         theirs = (workdir / name).read_text()
         assert ours.replace(f'"{tmp_path / "pack"}"', "null") == theirs
+
+
+def test_other_images_of_training_patients_leak_too(folder, tmp_path):
+    """Trained on a third of the images, then evaluated on all of them."""
+    workdir = tmp_path / "run"
+    limited = (*command.TINY, f"--workdir={workdir}", "--config.data.limit=32")
+    assert command.run(folder, *limited).returncode == 0
+    result = command.run(
+        folder, *command.TINY, f"--workdir={workdir}", "--mode=evaluate"
+    )
+    assert result.returncode == 0, result.stderr
+    (output,) = workdir.glob("evaluation-synthetic-*")
+    shared = results_of(output)["data"]["shared_with_training"]
+    assert shared["images"] < 32
+    assert shared["patients"] == 16
+
+
+def test_a_mistake_leaves_no_workdir_behind(folder, tmp_path):
+    workdir = tmp_path / "run"
+    flags = (*command.TINY, f"--workdir={workdir}")
+    result = command.run(folder, *flags, "--config.optim.trainable=(('.*', True),)")
+    assert result.returncode == 2
+    assert not workdir.exists()
+    assert command.run(folder, *flags).returncode == 0

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -80,17 +81,24 @@ def stop_when(
     workers: int,
     number: signal.Signals,
     due: Callable[[], bool],
+    *,
+    group: bool = False,
+    cache: Path | None = None,
 ) -> int:
     """Runs until `due`, sends the signal, and returns the exit code.
 
-    Asserts that no process of the run outlives it.
+    Asserts that no process of the run outlives it. With `group`, its workers get the
+    signal too, as from a terminal's Ctrl-C.
     """
     with subprocess.Popen(
         command.arguments(*flags(workdir, workers)),
         cwd=folder,
-        env=command.environment(folder),
+        env=command.environment(
+            folder, ALLCLS_CACHE_DIR=str(cache or folder / "cache")
+        ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     ) as process:
         deadline = time.monotonic() + 100
         while process.poll() is None and not due():
@@ -99,7 +107,7 @@ def stop_when(
         assert process.poll() is None, "the run ended before it could be stopped"
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= workers
-        os.kill(process.pid, number)
+        (os.killpg if group else os.kill)(process.pid, number)
         _, stderr = process.communicate(timeout=60)
     alive = psutil.wait_procs(family, timeout=20)[1]
     assert not alive, f"outlived the run: {alive}"
@@ -178,10 +186,65 @@ def tensorboard_steps(workdir: Path) -> list[int]:
     return steps
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_saves_where_it_is_and_goes_on(folder, uninterrupted, number):
-    workdir = folder / f"stopped-{number.name}"
-    code = stop_when(folder, workdir, 0, number, lambda: lines(workdir) >= 4)
+@pytest.mark.parametrize("place", ["cells", "features"])
+def test_a_run_killed_while_it_prepares_starts_anew(
+    folder, uninterrupted, tmp_path, place
+):
+    """With an empty cache: within packing, or within the features of the backbone."""
+    workdir, cache = tmp_path / "run", tmp_path / "cache"
+
+    def begun() -> bool:
+        return (cache / place).is_dir() and any((cache / place).iterdir())
+
+    stop_when(folder, workdir, 0, signal.SIGKILL, begun, cache=cache)
+    assert not workdir.exists()
+    result = command.run(folder, *flags(workdir, 0), ALLCLS_CACHE_DIR=str(cache))
+    assert result.returncode == 0, result.stderr
+    assert_equal_runs(workdir, uninterrupted)
+    left = [path.name for path in (cache / "cells").iterdir() if path.is_dir()]
+    assert len(left) == 1, "no debris"
+
+
+def test_two_runs_do_not_share_a_workdir(folder, uninterrupted):
+    workdir = folder / "shared"
+
+    def second_is_refused() -> bool:
+        if lines(workdir) < 1:
+            return False
+        result = command.run(folder, *flags(workdir, 0))
+        assert result.returncode == 2
+        assert "another run is at work there" in result.stderr
+        return True
+
+    # Held in the middle of its work, or it would be done before the second begins.
+    with subprocess.Popen(
+        command.arguments(*flags(workdir, 0)),
+        cwd=folder,
+        env=command.environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        while lines(workdir) < 1:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        assert second_is_refused()
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(timeout=100) == 0
+    assert_equal_runs(workdir, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGINT, 2)],
+)
+def test_a_stopped_run_saves_where_it_is_and_goes_on(
+    folder, uninterrupted, number, workers
+):
+    workdir = folder / f"stopped-{number.name}-{workers}"
+    code = stop_when(
+        folder, workdir, workers, number, lambda: lines(workdir) >= 4, group=True
+    )
     assert code == 0
     assert not (workdir / "results.json").exists()
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
@@ -222,3 +285,48 @@ def test_a_log_cut_within_a_line_is_mended(folder, uninterrupted, tmp_path):
     with MetricsLog(tmp_path, last_step=STEPS * 5) as log:
         assert [record["epoch"] for record in log.history] == [1, 2, 3, 4, 5]
     assert lines(tmp_path) == 5
+
+
+def copy_of(uninterrupted: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(uninterrupted, folder / "copy"))
+
+
+def test_a_damaged_checkpoint_is_named(folder, uninterrupted, tmp_path):
+    workdir = copy_of(uninterrupted, tmp_path)
+    for path in (workdir / "checkpoints").rglob("manifest.ocdbt"):
+        path.write_bytes(path.read_bytes()[:10])
+    result = command.run(folder, *flags(workdir, 0))
+    assert result.returncode == 2
+    assert (
+        f"checkpoints/{STEPS * EPOCHS}: the checkpoint cannot be read" in result.stderr
+    )
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [("{}\n", "damaged"), ("what\n", "damaged"), ("", "has 0 epochs")],
+)
+def test_a_damaged_log_is_named(folder, uninterrupted, tmp_path, damage, named):
+    workdir = copy_of(uninterrupted, tmp_path)
+    (workdir / "metrics.jsonl").write_text(damage)
+    result = command.run(folder, *flags(workdir, 0))
+    assert result.returncode == 2
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_within_the_first_epoch_is_not_evaluated(tmp_path):
+    """It was never validated, so nothing says that it is the best."""
+    from allcls_jax.errors import InputError
+    from allcls_jax.training.checkpoint import Checkpoints
+    from allcls_jax.training.state import TrainState, zero_sums
+
+    step = jax.numpy.zeros((), jax.numpy.int32)
+    state = TrainState(step=step, params={}, opt_state=(), sums=zero_sums())
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {"batches_used": 0}, validation_loss=None)
+        checkpoints.wait()
+        assert checkpoints.latest_record() == {"batches_used": 0}
+        with pytest.raises(InputError, match="no checkpoint"):
+            checkpoints.best_record()

@@ -1,5 +1,6 @@
 """Kept features: computed once, the same as computed anew, found again by their key."""
 
+import copy
 import dataclasses
 import itertools
 import pickle
@@ -123,6 +124,40 @@ def test_the_head_is_not_in_the_key(cells, tmp_path):
     params = dict(PARAMS)
     params["dense_2"] = jax.tree.map(lambda a: a + 1, params["dense_2"])
     assert not len(open_features(cells, tmp_path, params=params).missing(np.arange(14)))
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
+def test_damaged_features_are_computed_again(cells, tmp_path, damage):
+    rows = np.arange(14)
+    kept = open_features(cells, tmp_path)
+    compute(kept, cells, rows)
+    (path,) = tmp_path.rglob("features.f32")
+    content = path.read_bytes()
+    size = len(content) // 14
+    if damage == "lost":
+        path.unlink()
+        gone = rows.tolist()
+    elif damage == "cut":
+        path.write_bytes(content[: 10 * size])
+        gone = rows[10:].tolist()
+    else:
+        flipped = bytearray(content)
+        flipped[3 * size] ^= 1
+        path.write_bytes(flipped)
+        gone = [3]
+    again = open_features(cells, tmp_path)
+    missing = again.missing(rows)
+    assert missing.tolist() == gone
+    compute(again, cells, missing)
+    assert path.read_bytes() == content
+
+
+def test_features_are_of_the_images_not_of_their_rows(cells, tmp_path, monkeypatch):
+    """A pack with other images in its rows has other features, whatever its stamp."""
+    compute(open_features(cells, tmp_path), cells, np.arange(14))
+    other = copy.copy(cells)
+    other.table = cells.table.take(np.arange(14)[::-1])
+    assert len(open_features(other, tmp_path).missing(np.arange(14))) == 14
 
 
 def test_rows_that_were_not_computed_are_not_zeros(cells, tmp_path):

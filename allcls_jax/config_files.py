@@ -1,0 +1,169 @@
+"""Configurations as a user hands them over: files, flags and a run's JSON.
+
+Whatever is wrong with one becomes an `InputError` that names the file or the flag.
+"""
+
+import datetime
+import importlib.machinery
+import json
+import re
+import traceback
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from allcls_jax.config import Config, field_names, misfits, nearest_field
+from allcls_jax.errors import InputError
+
+# Fields that change where or how fast a run is computed, never what it computes: a
+# workdir may be resumed with other values of these.
+RUNTIME_FIELDS = frozenset({"cache_dir", "data.dir", "data.num_workers"})
+
+
+def read_file(argument: str) -> Config:
+    """Returns the configuration that `FILE` or `FILE:VARIANT` describes.
+
+    Whether it can work is not asked: flags may still change its fields.
+
+    Raises:
+      InputError: if the file cannot be run, or its `get_config` gives no `Config`, or
+        one with unknown fields or values of another type.
+    """
+    file, variant = _file_and_variant(argument)
+    if not Path(file).is_file():
+        raise InputError(f"--config={argument}: there is no file {file}")
+    loader = importlib.machinery.SourceFileLoader("config_file", file)
+    module = types.ModuleType(loader.name)
+    module.__file__ = file
+    try:
+        loader.exec_module(module)
+        get_config = getattr(module, "get_config", None)
+        config = get_config(*variant) if callable(get_config) else None
+    except Exception as error:  # the user's own code: it may raise anything
+        lines = [
+            f"line {frame.lineno}: "
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == file
+        ]
+        raise InputError(
+            f"--config={argument}: {''.join(lines[-1:])}{type(error).__name__}: "
+            f"{_reason(error)}"
+        ) from error
+    if not callable(get_config):
+        raise InputError(
+            f"--config={argument}: has no function get_config; see configs/vgg19.py"
+        )
+    if not isinstance(config, Config):
+        raise InputError(
+            f"--config={argument}: get_config must return a Config of "
+            f"allcls_jax.config, and returns {config!r}"
+        )
+    if problems := list(misfits(config)):
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise InputError(f"--config={argument}: cannot work:\n{lines}")
+    return config
+
+
+def explain_bad_flag(error: BaseException, argv: Sequence[str]) -> InputError:
+    """Returns what to tell of a command line that could not be parsed.
+
+    Args:
+      error: what the parser raised: of a configuration file the `InputError` of
+        `read_file`, however wrapped.
+      argv: the command line.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, InputError):
+            return cause
+    known = set(field_names())
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in known:
+            nearest = nearest_field(match[1])
+            hint = f"; did you mean --config.{nearest}?" if nearest else ""
+            return InputError(f"--config.{match[1]}: no such field{hint}")
+    return InputError(f"the command line cannot be read: {_reason(error)}")
+
+
+def default_workdir(argument: str) -> Path:
+    """Returns runs/<file>-<variant>/<UTC time> of what `--config` was given."""
+    file, variant = _file_and_variant(argument)
+    now = datetime.datetime.now(datetime.UTC)
+    name = "-".join([Path(file).stem, *variant])
+    return Path("runs") / name / now.strftime("%Y-%m-%dT%H-%M-%SZ")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns `{"data.limit": value, …}` of a nested configuration dictionary."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def differences(
+    old: dict[str, Any],
+    new: dict[str, Any],
+    *,
+    ignore: frozenset[str] = RUNTIME_FIELDS,
+    only: tuple[str, ...] = ("",),
+) -> list[str]:
+    """Returns a line `field: old → new` for each field that differs.
+
+    Args:
+      old: a configuration as nested dictionary, as read from JSON.
+      new: the other one.
+      ignore: full names of fields that may differ.
+      only: prefixes of full names; other fields are left out.
+    """
+    # A pass through JSON makes tuples lists and enums strings on both sides.
+    before = flatten(json.loads(json.dumps(old)))
+    after = flatten(json.loads(json.dumps(new)))
+    absent = "(no such field)"
+    return [
+        f"{name}: {before.get(name, absent)!r} → {after.get(name, absent)!r}"
+        for name in dict.fromkeys([*before, *after])
+        if name.startswith(only)
+        and name not in ignore
+        and before.get(name, absent) != after.get(name, absent)
+    ]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Returns the nested dictionary in a workdir's `config.json`.
+
+    Raises:
+      InputError: if the file is missing or no JSON object.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a run's configuration ({error}); give a "
+            "--workdir that training has written"
+        ) from error
+    if not isinstance(tree, dict):
+        raise InputError(f"{path}: must hold a JSON object")
+    return tree
+
+
+def _file_and_variant(argument: str) -> tuple[str, list[str]]:
+    """Divides `FILE:VARIANT`; without a variant the list is empty."""
+    file, _, variant = argument.partition(":")
+    return file, [variant] if variant else []
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an exception and those that led to it, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str:
+    """What an exception says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,137 @@
+"""A run's best checkpoint on other cells, without training."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from allcls_jax import config_files, terminal
+from allcls_jax.config import Config, DataSource
+from allcls_jax.data import pipeline, prepare, splits
+from allcls_jax.data.packing import PackedCells
+from allcls_jax.data.splits import Split
+from allcls_jax.errors import InputError
+from allcls_jax.evaluation import metrics, plots
+from allcls_jax.evaluation.predictions import join
+from allcls_jax.experiments import results as outputs
+from allcls_jax.experiments import workdir as folder
+from allcls_jax.experiments.provenance import provenance
+from allcls_jax.training import inputs, loop, optim, sharding, steps
+from allcls_jax.training.checkpoint import Checkpoints
+from allcls_jax.training.network import build
+
+# A checkpoint fits only a configuration that agrees in these.
+_NETWORK_FIELDS = (
+    "model.name",
+    "model.head",
+    "data.image_size",
+    "data.pack_size",
+    "data.crop",
+)
+
+
+def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+    """Evaluates the best checkpoint of a run on all labelled cells of a data set.
+
+    Args:
+      config: validated; its data section names the cells, its model section must be
+        that of the run.
+      workdir: of the run; gets a folder `evaluation-<source>-<fingerprint>` with
+        `predictions.csv`, `results.json` and a plot.
+
+    Returns:
+      The content of `results.json`.
+
+    Raises:
+      InputError: if there is no checkpoint, it does not fit, or nothing is labelled.
+    """
+    started = time.monotonic()
+    trained = config_files.load(workdir / folder.CONFIG_FILE)
+    wrong = config_files.differences(
+        trained, dataclasses.asdict(config), only=_NETWORK_FIELDS
+    )
+    if wrong:
+        raise InputError(
+            f"{workdir}: its run was trained with another configuration "
+            f"({'; '.join(wrong)}); give the same --config and overrides"
+        )
+    sharding.check_batch_size(config.train.batch_size)
+    seen = outputs.read_partition(workdir)
+    cells = inputs.open_cells(config)
+    rows = splits.limit(cells.table, config.data.limit)
+    table = cells.table.take(rows)
+    prepare.show_counts(cells)
+
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        record = checkpoints.best_record()
+        network = build(
+            config, cells.source, cache_dir=inputs.cache_dir(config), record=record
+        )
+        params = checkpoints.restore_best_params(network.params)
+        best_step = checkpoints.best_step
+    compiled = steps.make_steps(
+        network.model,
+        network.preprocessing,
+        optim.make_optimizer(config.optim, network.mask),
+        network.mask,
+        network.shardings,
+        class_weights=(1.0, 1.0),
+        seed=config.seed,
+    )
+    with terminal.track("evaluating", len(rows), "images") as advance:
+        images = pipeline.Images(cells, config.data.image_size)
+        reading = inputs.reading(config, config.train.batch_size)
+        batches = pipeline.evaluation_batches(images, cells.table, rows, reading)
+        _, probability = loop.evaluate(
+            params, compiled, network.shardings, batches, advance
+        )
+    predictions = join(cells.table, {Split.TEST: probability})
+    shared = outputs.shared_with_training(
+        seen, table, same_patients=_same_patients(trained, config, cells)
+    )
+    notes = outputs.notes(cells, network.weights, leaky=any(shared.values()))
+    if shared["images"]:
+        notes.append(f"{shared['images']} of {len(table)} images were trained on")
+    results = {
+        "data": {
+            "source": str(cells.source),
+            "fingerprint": table.fingerprint(),
+            "leaky": any(shared.values()),
+            "shared_with_training": shared,
+            "test_set": "all labelled images",
+            "skipped": len(cells.skipped),
+            "counts": {"all": table.counts()},
+        },
+        "run": {"workdir": str(workdir), "step": best_step},
+        "weights": network.weights,
+        "parameters": network.counts,
+        "test": metrics.figures(predictions),
+        "notes": notes,
+        "seconds": round(time.monotonic() - started, 1),
+        "provenance": provenance(),
+        "disclaimer": plots.DISCLAIMER,
+    }
+    name = f"evaluation-{cells.source}-{table.fingerprint()[:8]}"
+    sharding.on_first_process(
+        lambda: outputs.write(workdir / name, predictions, results)
+    )
+    outputs.show(results, workdir / name)
+    return results
+
+
+def _same_patients(
+    trained: Mapping[str, Any], config: Config, cells: PackedCells
+) -> bool:
+    """Returns whether a patient's name means the same person here and in training.
+
+    It does throughout C-NMC, and where the cells come from the same place.
+    """
+    if trained["data"]["source"] != cells.source:
+        return False
+    return cells.source is DataSource.CNMC or not config_files.differences(
+        dict(trained),
+        dataclasses.asdict(config),
+        ignore=frozenset(),
+        only=("data.dir", "data.synthetic"),
+    )
