@@ -28,6 +28,9 @@ ParamShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
 
 _Leaf = TypeVar("_Leaf")
 
+# The size of preprocessed input, in grey levels: black less the mean, for the most part.
+_GREY = 115.0
+
 NUM_CLASSES = 2  # logits are (HEM, ALL), so that the index is the label
 
 # Of each block: the number of 3x3 convolutions and of their channels.
@@ -197,9 +200,10 @@ def init_params(shapes: ParamShapes, *, seed: int) -> Params:
     """Returns random float32 parameters as plain nested dictionaries.
 
     Convolution kernels are drawn after He et al. (their variance keeps the signal's
-    size through a deep stack of ReLUs), dense ones after Glorot & Bengio, Keras'
-    default and so the paper's; biases are 0. Each is drawn from a stream of its own
-    name, on the host: the same numbers everywhere, and nothing to compile.
+    size through a deep stack of ReLUs), the first one for input in grey levels; dense
+    ones after Glorot & Bengio, Keras' default and so the paper's; biases are 0. Each is
+    drawn from a stream of its own name, on the host: the same numbers everywhere, and
+    nothing to compile.
 
     Args:
       shapes: from `param_shapes`.
@@ -211,7 +215,9 @@ def init_params(shapes: ParamShapes, *, seed: int) -> Params:
         if name == "bias":
             values = np.zeros(shape)
         elif len(shape) == 4:
-            values = rng.normal(0, math.sqrt(2 / math.prod(shape[:3])), shape)
+            deviation = math.sqrt(2 / math.prod(shape[:3]))
+            of_images = shape[2] == 3
+            values = rng.normal(0, deviation / (_GREY if of_images else 1), shape)
         else:
             limit = math.sqrt(6 / sum(shape))
             values = rng.uniform(-limit, limit, shape)

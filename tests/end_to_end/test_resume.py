@@ -26,7 +26,7 @@ FLAGS = (
     "--config.train.batch_size=8",
     f"--config.train.num_epochs={EPOCHS}",
     # Makes the best checkpoint another one than the latest.
-    "--config.optim.learning_rate=0.03",
+    "--config.optim.learning_rate=0.01",
 )
 
 
@@ -297,10 +297,10 @@ def test_a_damaged_checkpoint_is_named(folder, uninterrupted, tmp_path):
         path.write_bytes(path.read_bytes()[:10])
     result = command.run(folder, *flags(workdir, 0))
     assert result.returncode == 2
-    assert (
-        f"checkpoints/{STEPS * EPOCHS}: the checkpoint cannot be read" in result.stderr
-    )
-    assert "Traceback" not in result.stderr
+    # Threads of orbax may have had their say before.
+    error = result.stderr[result.stderr.index("error: ") :]
+    assert f"checkpoints/{STEPS * EPOCHS}: the checkpoint cannot be read" in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
