@@ -40,10 +40,11 @@ def build(
     class_weights=(1.0, 1.0),
     dropout=0.5,
     abstract=False,
+    dtype=jnp.float32,
 ):
     config = config or OptimConfig()
     layers = vgg.conv_stack(name) + vgg.head(HeadKind.FLATTEN, dropout)
-    model = vgg.VGG(layers)
+    model = vgg.VGG(layers, dtype=dtype)
     shapes = vgg.param_shapes(model, size)
     params = shapes if abstract else vgg.init_params(shapes, seed=7)
     mask = optim.trainable_mask(params, config.trainable)
@@ -265,6 +266,19 @@ def test_kept_features_train_the_head_as_images_do():
     for name, array in flat(one.params).items():
         found = flat(other.params)[name]
         assert np.linalg.norm(found - array) <= 1e-4 * np.linalg.norm(array), name
+
+
+def test_bfloat16_computes_and_float32_keeps():
+    exact, half = build(dropout=0.0), build(dropout=0.0, dtype=jnp.bfloat16)
+    one, other = exact.state, half.state
+    for seed in range(5):
+        one, loss = exact.steps.train(one, make_batch(seed=seed))
+        other, rounded = half.steps.train(other, make_batch(seed=seed))
+        assert rounded.dtype == jnp.float32
+        assert float(rounded) != float(loss)
+        np.testing.assert_allclose(rounded, loss, rtol=0.02)
+    for leaf in jax.tree.leaves((other.params, other.opt_state, other.sums)):
+        assert leaf.dtype in (jnp.float32, jnp.int32)
 
 
 def test_steps_are_traced_once():
