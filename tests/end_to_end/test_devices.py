@@ -4,6 +4,7 @@ import csv
 import json
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +75,13 @@ def test_eight_devices_train_as_one(folder, one_device):
     assert_same_training(workdir, one_device)
 
 
-def run_two(folder: Path, *flags: str) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of the two processes of one run."""
+def run_two(
+    folder: Path, *flags: str, stop_at: Path | None = None
+) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of the two processes of one run.
+
+    The second gets a SIGTERM when the file `stop_at` is there.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -97,6 +103,11 @@ def run_two(folder: Path, *flags: str) -> list[tuple[int, str, str]]:
         for i in range(2)
     ]
     try:
+        if stop_at is not None:
+            while not stop_at.exists():
+                assert all(process.poll() is None for process in processes)
+                time.sleep(0.01)
+            processes[1].terminate()
         outputs = [process.communicate(timeout=180) for process in processes]
     finally:
         for process in processes:
@@ -118,6 +129,17 @@ def test_two_processes_train_as_one(folder, one_device, tmp_path):
     device = results(workdir)["provenance"]["device"]
     assert (device["count"], device["processes"]) == (2, 2)
     assert_same_training(workdir, one_device)
+
+
+def test_a_signal_to_one_process_stops_both_with_their_state_saved(folder):
+    workdir = folder / "stopped"
+    flags = (*FLAGS, "--config.train.num_epochs=500", f"--workdir={workdir}")
+    finished = run_two(folder, *flags, stop_at=workdir / "metrics.jsonl")
+    for code, _, stderr in finished:
+        assert code == 0, stderr
+    assert "stopped" in finished[0][1]
+    assert not (workdir / "results.json").exists()
+    assert any(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir())
 
 
 def test_a_mistake_ends_both_processes_with_its_reason(folder):
