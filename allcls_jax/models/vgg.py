@@ -28,7 +28,7 @@ ParamShapes = dict[str, dict[str, jax.ShapeDtypeStruct]]
 
 _Leaf = TypeVar("_Leaf")
 
-# The size of preprocessed input, in grey levels: black less the mean, for the most part.
+# The size of preprocessed input in grey levels: for the most part, black less the mean.
 _GREY = 115.0
 
 NUM_CLASSES = 2  # logits are (HEM, ALL), so that the index is the label
