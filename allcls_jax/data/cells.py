@@ -59,6 +59,10 @@ class CellFile:
     # Larger images are cut to their centre square of this many pixels first.
     max_side: int | None = None
 
+    def record(self) -> tuple[str, str, int, str, int]:
+        """Returns what is known of the cell, in the order of `COLUMNS`."""
+        return self.image_id, self.patient, self.label, str(self.part), self.fold
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DiskImage:

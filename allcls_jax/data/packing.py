@@ -206,15 +206,7 @@ def stamp(
             state = cell.source.stamp()
         except OSError as error:
             state = f"unreadable: {error.strerror}"
-        record = (
-            cell.image_id,
-            cell.patient,
-            cell.label,
-            str(cell.part),
-            cell.fold,
-            cell.max_side,
-            state,
-        )
+        record = (*cell.record(), cell.max_side, state)
         digest.update(json.dumps(record).encode())
     return digest.hexdigest()
 
@@ -285,14 +277,7 @@ class _Writer:
                 self.problems.append(result)
                 continue
             png, digest = result
-            record = (
-                cell.image_id,
-                cell.patient,
-                cell.label,
-                str(cell.part),
-                cell.fold,
-                digest,
-            )
+            record = (*cell.record(), digest)
             example = {"image": png} | dict(zip(COLUMNS, record, strict=True))
             yield len(self.rows), example
             self.rows.append(record)
