@@ -52,7 +52,7 @@ def main() -> None:
         sys.stderr.write(f"error: {reason}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write("interrupted; what is in the cache is kept for the next run\n")
         sys.exit(130)
 
 

@@ -135,7 +135,7 @@ def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
         test = table.fold == config.test_fold
         _require_whole(table.patient, test)
         train = ~test
-        test_name = f"official fold {config.test_fold}"
+        test_name = f"fold {config.test_fold} of the data"
     else:
         fold = _grouped_folds(table.label, group, seed=seed)
         test = fold == config.test_fold
@@ -186,7 +186,7 @@ def _by_image(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
         train=np.setdiff1d(rest, validation),
         validation=validation,
         test=np.sort(test),
-        test_name=f"random third of the images, {LEAKY}",
+        test_name="random third of the images",
         leaky=True,
     )
 
@@ -267,7 +267,8 @@ def _groups(patient: np.ndarray, path: str | None) -> np.ndarray:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"data.groups = {path!r}: must be a JSON file of lists of patients, or "
-            f"have them under the key 'groups' ({error!r})"
+            "have them under the key 'groups', as in "
+            f'[["1", "2"], ["H1", "H2"]] ({type(error).__name__}: {error})'
         ) from error
     group_of: dict[str, str] = {}
     for names in groups:
@@ -278,6 +279,11 @@ def _groups(patient: np.ndarray, path: str | None) -> np.ndarray:
                     "join them"
                 )
             group_of[name] = "+".join(sorted(names))
+    if unknown := sorted(group_of.keys() - set(patient.tolist())):
+        raise InputError(
+            f"data.groups = {path!r}: no such patients as {', '.join(unknown)}; take "
+            "them out, or write them as the data does"
+        )
     return np.array([group_of.get(name, name) for name in patient.tolist()])
 
 

@@ -36,7 +36,10 @@ def curves(history: Sequence[dict[str, int | float]], note: str) -> bytes:
         ):
             values = [record[f"{use}_{name}"] for record in history]
             axes.plot(epochs, values, style, color=colour, label=use, markersize=4)
-        axes.axvline(best["epoch"], color=_GREY, linewidth=1, linestyle=":")
+        axes.axvline(
+            best["epoch"], color=_GREY, linewidth=1, linestyle=":", label="best, kept"
+        )
+        axes.set_xlim(0.5, len(epochs) + 0.5)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
@@ -46,13 +49,6 @@ def curves(history: Sequence[dict[str, int | float]], note: str) -> bytes:
     left.legend(frameon=False)
     right.set_ylabel("accuracy")
     right.set_ylim(0, 1.02)
-    right.annotate(
-        "kept",
-        (best["epoch"], 0.03),
-        xytext=(4, 0),
-        textcoords="offset points",
-        color=_GREY,
-    )
     return _png(figure, note)
 
 

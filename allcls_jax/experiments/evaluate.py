@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from allcls_jax import config_files, terminal
-from allcls_jax.config import Config, DataSource
+from allcls_jax.config import Config, DataSource, SplitKind
 from allcls_jax.data import pipeline, prepare, splits
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import Split
@@ -92,7 +92,10 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     )
     notes = outputs.notes(cells, network.weights, leaky=any(shared.values()))
     if shared["images"]:
-        notes.append(f"{shared['images']} of {len(table)} images were trained on")
+        notes.append(
+            f"{shared['images']} of {len(table)} images were trained or validated on"
+        )
+    notes += _notes_on_training(trained)
     results = {
         "data": {
             "source": str(cells.source),
@@ -103,7 +106,13 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             "skipped": len(cells.skipped),
             "counts": {"all": table.counts()},
         },
-        "run": {"workdir": str(workdir), "step": best_step},
+        "run": {
+            "workdir": str(workdir),
+            "step": best_step,
+            "source": trained["data"]["source"],
+            "split": trained["data"]["split"],
+            "fingerprint": record["data_fingerprint"],
+        },
         "weights": network.weights,
         "parameters": network.counts,
         "test": metrics.figures(predictions),
@@ -118,6 +127,16 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     )
     outputs.show(results, workdir / name)
     return results
+
+
+def _notes_on_training(trained: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader must know of the run that the checkpoint is from."""
+    found = []
+    if trained["data"]["source"] == DataSource.SYNTHETIC:
+        found.append("trained on synthetic cells")
+    if trained["data"]["split"] == SplitKind.IMAGE:
+        found.append("trained with a split by image")
+    return found
 
 
 def _same_patients(

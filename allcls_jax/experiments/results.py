@@ -68,7 +68,7 @@ def write(
     folder.mkdir(exist_ok=True)
     write_atomically(folder / "predictions.csv", predictions.to_csv())
     data, note = results["data"], "; ".join(results["notes"])
-    title = f"Test: {data['test_set']}".replace(f", {LEAKY}", "")
+    title = f"Test: {data['test_set']}" + (" (leaky)" if data["leaky"] else "")
     picture = plots.confusion_matrix(results["test"]["confusion_matrix"], title, note)
     plots.save(folder / "confusion_matrix.png", picture)
     if curves is not None:
@@ -78,8 +78,9 @@ def write(
 
 def show(results: Mapping[str, Any], folder: Path) -> None:
     """Prints the final table."""
+    leaky = ", leaky" if results["data"]["leaky"] else ""
     columns = {
-        f"{use} ({results['data']['test_set']})"
+        f"{use} ({results['data']['test_set']}{leaky})"
         if use == Split.TEST
         else str(use): results[use]
         for use in (Split.VALIDATION, Split.TEST)

@@ -90,7 +90,7 @@ def test_the_image_split_shares_patients_and_says_so():
     config = DataConfig(split=SplitKind.IMAGE)
     part = splits.partition(table, config, seed=0)
     assert part.leaky
-    assert splits.LEAKY in part.test_name
+    assert "random" in part.test_name
     shared = np.intersect1d(table.patient[part.train], table.patient[part.test])
     assert len(shared) > 20
     everything = np.concatenate(list(part.rows().values()))
@@ -127,6 +127,14 @@ def test_groups_of_patients_stay_together(tmp_path):
                 if np.isin(group, table.patient[rows]).any()
             ]
             assert len(uses) == 1, group
+
+
+def test_a_group_of_nobody_is_refused(tmp_path):
+    path = tmp_path / "groups.json"
+    path.write_text('[["0", "2"], ["4", "zz"]]')
+    config = DataConfig(split=SplitKind.GROUPED, groups=str(path))
+    with pytest.raises(InputError, match="no such patients as zz"):
+        splits.partition(make_table(patients()), config, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,8 @@ def test_a_checkpoint_is_evaluated_on_another_folder(folder, finished, tmp_path)
     assert results["test"]["num_patients"] == 12
     assert results["data"]["leaky"] is False
     assert results["data"]["source"] == "folder"
+    assert results["run"]["source"] == "synthetic"
+    assert "trained on synthetic cells" in results["notes"]
     rows = predictions_of(output)
     assert {row["split"] for row in rows} == {"test"}
     assert (workdir / "results.json").read_bytes() == before
@@ -228,7 +230,7 @@ def test_evaluation_repeats_training_and_finds_what_was_trained_on(folder, finis
     assert results["data"]["leaky"] is True
     assert results["data"]["shared_with_training"] == {"images": 64, "patients": 16}
     assert "leaky: patients shared" in results["notes"]
-    assert "64 of 96 images were trained on" in results["notes"]
+    assert "64 of 96 images were trained or validated on" in results["notes"]
 
 
 @pytest.mark.parametrize(
