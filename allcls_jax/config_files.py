@@ -3,17 +3,21 @@
 Whatever is wrong with one becomes an `InputError` that names the file or the flag.
 """
 
+import dataclasses
 import datetime
+import enum
 import importlib.machinery
 import json
 import re
 import traceback
 import types
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from allcls_jax.config import Config, field_names, misfits, nearest_field
+from allcls_jax.config import Config
+from allcls_jax.config_rules import field_names, misfits, nearest_field
 from allcls_jax.errors import InputError
 
 # Fields that change where or how fast a run is computed, never what it computes: a
@@ -149,6 +153,48 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise InputError(f"{path}: must hold a JSON object")
     return tree
+
+
+def read_run(path: Path) -> Config:
+    """Returns the configuration in a workdir's `config.json`, of this version's fields.
+
+    Raises:
+      InputError: if the file is missing, or was written by a version with other fields.
+    """
+    tree = load(path)
+    try:
+        config = _build(Config, tree)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: was not written by this version ({error}); train again, or use "
+            "the version that wrote it"
+        ) from error
+    if problems := list(misfits(config)):
+        raise InputError(f"{path}: was not written by this version ({problems[0]})")
+    return config
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Returns a JSON value as the type of a field; ValueError if it cannot be."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            wrong = value.keys() ^ hints.keys() if isinstance(value, dict) else ()
+            raise ValueError(f"fields that do not fit: {', '.join(sorted(wrong))}")
+        # Calling a dataclass type is all that pyright cannot see here.
+        make: Any = kind
+        return make(**{name: _build(hints[name], value[name]) for name in hints})
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and types.NoneType in options:
+        return None
+    for option in options:
+        if isinstance(option, type) and issubclass(option, enum.Enum):
+            return option(value)
+    return _tuples(value) if isinstance(value, list) else value
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _file_and_variant(argument: str) -> tuple[str, list[str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from allcls_jax import config_files
+from allcls_jax import config_files, config_rules
 from allcls_jax.config import Config
 from allcls_jax.errors import InputError, explain_failure
 
@@ -74,9 +74,9 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 def _dispatch(_: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # orbax tells of each of its steps
-    config: Config = _CONFIG.value.validate()
+    config: Config = config_rules.validate(_CONFIG.value)
     # JAX takes most of a second, which --help and a typing error need not wait for.
-    from allcls_jax.experiments import evaluate, run
+    from allcls_jax.experiments import evaluate, start
     from allcls_jax.training import sharding
 
     if _DISTRIBUTED.value:
@@ -88,7 +88,7 @@ def _dispatch(_: Sequence[str]) -> None:
     if _MODE.value == "train":
         file = config_flags.get_config_filename(flags.FLAGS["config"])
         workdir = _WORKDIR.value or config_files.default_workdir(file)
-        run.train_and_evaluate(config, Path(workdir))
+        start.start(config, Path(workdir))
     elif _WORKDIR.value is None:
         raise InputError("--workdir is missing; --mode=evaluate needs that of a run")
     else:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from rich import box, console, markup, progress, table
 
 _console = console.Console(highlight=False, soft_wrap=True)
+if not _console.is_terminal:
+    _console.width = 110  # a log file is as wide as the widest table
 
 # A plain line at most this often, in seconds.
 _PLAIN_INTERVAL = 10.0

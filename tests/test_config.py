@@ -13,25 +13,67 @@ from allcls_jax.config import (
     Config,
     DataConfig,
     DataSource,
+    EvaluationConfig,
+    ExperimentConfig,
+    ExperimentKind,
     ModelConfig,
     OptimConfig,
     SplitKind,
     SyntheticConfig,
     TrainConfig,
-    nearest_field,
 )
+from allcls_jax.config_rules import nearest_field, validate
 from allcls_jax.errors import InputError, explain_failure, list_problems
 from configs import vgg16, vgg19
 
 
 @pytest.mark.parametrize("module", [vgg16, vgg19])
-@pytest.mark.parametrize("variant", [None, "smoke"])
+@pytest.mark.parametrize("variant", [None, "smoke", "cv", "ladder"])
 def test_shipped_configurations_are_valid(module, variant):
-    assert module.get_config(variant).validate()
+    assert validate(module.get_config(variant))
+
+
+@pytest.mark.parametrize("module", [vgg16, vgg19])
+def test_variants_differ_from_the_recipe_in_what_they_are_for(module):
+    recipe = dataclasses.asdict(module.get_config())
+    found = {
+        variant: config_files.differences(
+            recipe, dataclasses.asdict(module.get_config(variant))
+        )
+        for variant in ("cv", "ladder")
+    }
+    assert found == {
+        "cv": [
+            "data.split: None → 'grouped'",
+            "experiment.kind: 'run' → 'cross_validation'",
+            "experiment.num_seeds: 1 → 3",
+        ],
+        "ladder": ["experiment.kind: 'run' → 'leak_ladder'"],
+    }
+
+
+def many(**numbers: int) -> ExperimentConfig:
+    return ExperimentConfig(kind=ExperimentKind.CROSS_VALIDATION, **numbers)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(data=DataConfig(num_folds=5, test_fold=4)),
+        Config(data=DataConfig(groups="g.json", split=SplitKind.IMAGE)),
+        Config(seed=2**32 - 1, data=DataConfig(repeat=2**32 - 1)),
+        Config(seed=2**32 - 3, experiment=many(num_seeds=3)),
+        # Whatever runs every fold does not read the test fold.
+        Config(data=DataConfig(num_folds=2), experiment=many(num_repeats=10)),
+        Config(evaluation=EvaluationConfig(prevalence=0.01, num_resamples=100)),
+    ],
+)
+def test_what_can_work_is_let_through(config):
+    assert validate(config) is config
 
 
 def test_an_unknown_variant_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="smoke"):
+    with pytest.raises(ValueError, match="'smoke', 'cv' and 'ladder'"):
         vgg19.get_config("smok")
 
 
@@ -46,7 +88,50 @@ def test_an_unknown_variant_is_answered_with_the_known_ones():
         (Config(data=DataConfig(test_fold=3)), "data.test_fold = 3"),
         (Config(data=DataConfig(validation=0.0)), "data.validation = 0.0"),
         (Config(data=DataConfig(validation=1)), "data.validation = 1"),
-        (Config(data=DataConfig(groups="g.json")), "data.groups = 'g.json'"),
+        (Config(data=DataConfig(test_fold=-1)), "data.test_fold = -1"),
+        (
+            Config(data=DataConfig(num_folds=2)),
+            "data.test_fold = 2: must be from 0 to data.num_folds - 1 = 1",
+        ),
+        (Config(data=DataConfig(num_folds=1)), "data.num_folds = 1"),
+        (Config(data=DataConfig(repeat=-1)), "data.repeat = -1"),
+        (Config(data=DataConfig(repeat=2**32)), "data.repeat = 4294967296"),
+        (
+            Config(data=DataConfig(split=SplitKind.OFFICIAL, num_folds=5)),
+            "data.num_folds = 5: the official folds are 3; others are drawn with "
+            "data.split = 'grouped'",
+        ),
+        (
+            Config(evaluation=EvaluationConfig(prevalence=0)),
+            "evaluation.prevalence = 0",
+        ),
+        (
+            Config(evaluation=EvaluationConfig(prevalence=1.0)),
+            "evaluation.prevalence = 1.0",
+        ),
+        (
+            Config(evaluation=EvaluationConfig(num_resamples=99)),
+            "evaluation.num_resamples = 99",
+        ),
+        (Config(experiment=ExperimentConfig(num_seeds=0)), "experiment.num_seeds = 0"),
+        (
+            Config(experiment=ExperimentConfig(num_seeds=3)),
+            "experiment.num_seeds = 3: a single run is one network; set "
+            "experiment.kind = 'cross_validation', or take the variant :cv",
+        ),
+        (
+            Config(experiment=ExperimentConfig(num_repeats=2)),
+            "experiment.num_repeats = 2: a single run is one network",
+        ),
+        (
+            Config(seed=2**32 - 2, experiment=many(num_seeds=3)),
+            "experiment.num_seeds = 3: must be at least 1, and all of them below 2**32",
+        ),
+        (
+            Config(data=DataConfig(repeat=2**32 - 1), experiment=many(num_repeats=2)),
+            "experiment.num_repeats = 2: must be at least 1, and all of them below",
+        ),
+        (Config(experiment=many(num_repeats=-1)), "experiment.num_repeats = -1"),
         (Config(data=DataConfig(source=DataSource.CNMC)), "needs data.dir"),
         (
             Config(data=DataConfig(source=DataSource.SYNTHETIC, dir="x")),
@@ -77,27 +162,29 @@ def test_an_unknown_variant_is_answered_with_the_known_ones():
 )
 def test_a_broken_rule_is_named_with_its_value(config, named):
     with pytest.raises(InputError, match=re.escape(named)):
-        config.validate()
+        validate(config)
 
 
 def test_all_broken_rules_are_named_at_once():
     config = Config(seed=-1, train=TrainConfig(batch_size=0))
     with pytest.raises(InputError, match=r"(?s)seed.*train\.batch_size"):
-        config.validate()
+        validate(config)
 
 
 def test_a_value_of_another_type_is_refused_with_the_legal_values():
     config = Config(data=DataConfig())
     config.data.split = "grouped"  # type: ignore[assignment] # what a user would write
-    with pytest.raises(InputError, match="official, grouped, image"):
-        config.validate()
+    with pytest.raises(
+        InputError, match="held_out, official, grouped, image, image_copies"
+    ):
+        validate(config)
 
 
 def test_the_type_is_refused_before_a_rule_stumbles_over_it():
     config = Config(seed=-1)
     config.data.image_size = "224"  # type: ignore[assignment] # what a user would write
     with pytest.raises(InputError, match=r"data\.image_size = '224': must be .* int"):
-        config.validate()
+        validate(config)
 
 
 def test_a_section_that_is_none_or_another_is_refused():
@@ -105,7 +192,7 @@ def test_a_section_that_is_none_or_another_is_refused():
     config.data = ModelConfig()  # type: ignore[assignment] # what a user would write
     config.optim = None  # type: ignore[assignment]
     with pytest.raises(InputError, match=r"(?s)data = .*DataConfig.*optim = None"):
-        config.validate()
+        validate(config)
 
 
 def test_a_field_that_does_not_exist_is_refused_with_the_nearest():
@@ -118,10 +205,12 @@ def test_a_field_that_does_not_exist_is_refused_with_the_nearest():
         (config.model, "drop_out"),
         (config.optim, "batch_size"),
         (config.train, "epochs"),
+        (config.evaluation, "resamples"),
+        (config.experiment, "num_seed"),
     ):
         setattr(section, name, 1)
     with pytest.raises(InputError) as caught:
-        config.validate()
+        validate(config)
     assert str(caught.value).splitlines()[1:] == [
         "  - sead: no such field; did you mean seed?",
         "  - data.image_sise: no such field; did you mean data.image_size?",
@@ -130,6 +219,9 @@ def test_a_field_that_does_not_exist_is_refused_with_the_nearest():
         "  - model.drop_out: no such field; did you mean model.dropout?",
         "  - optim.batch_size: no such field; did you mean train.batch_size?",
         "  - train.epochs: no such field; did you mean train.num_epochs?",
+        "  - evaluation.resamples: no such field; did you mean "
+        "evaluation.num_resamples?",
+        "  - experiment.num_seed: no such field; did you mean experiment.num_seeds?",
     ]
 
 
@@ -261,7 +353,7 @@ def test_differences_name_the_fields_and_pass_over_where_a_run_lies():
         json.loads(one.to_json()), dataclasses.asdict(other)
     )
     assert found == [
-        "data.split: 'official' → 'grouped'",
+        "data.split: None → 'grouped'",
         "optim.learning_rate: 0.0001 → 0.001",
     ]
 
@@ -278,15 +370,24 @@ def test_a_configuration_is_the_same_after_json():
 )
 def test_epochs_left_open_follow_the_data(source, epochs):
     config = Config()
-    resolved = config.resolved(source)
+    resolved = config.resolved(source, SplitKind.OFFICIAL)
     assert resolved.train.num_epochs == epochs
     assert resolved.data.source is source
+    assert resolved.data.split is SplitKind.OFFICIAL
     assert config.train.num_epochs is None
+    assert config.data.source is None
+    assert config.data.split is None
 
 
 def test_epochs_given_are_kept():
     config = Config(train=TrainConfig(num_epochs=3))
-    assert config.resolved(DataSource.SYNTHETIC).train.num_epochs == 3
+    resolved = config.resolved(DataSource.SYNTHETIC, SplitKind.GROUPED)
+    assert resolved.train.num_epochs == 3
+
+
+@pytest.mark.parametrize("kind", SplitKind)
+def test_a_split_by_image_is_leaky_and_no_other(kind):
+    assert kind.leaky == kind.startswith("image")
 
 
 def test_a_list_of_problems_is_cut_but_counted():
@@ -294,3 +395,32 @@ def test_a_list_of_problems_is_cut_but_counted():
     assert "reading: 60 problems" in error
     assert "… and 10 more" in error
     assert error.endswith("Mend them.")
+
+
+@pytest.mark.parametrize("variant", [None, "smoke", "cv", "ladder"])
+def test_a_run_s_configuration_comes_back_as_it_was(tmp_path, variant):
+    config = vgg19.get_config(variant).resolved(DataSource.SYNTHETIC, SplitKind.GROUPED)
+    config.data.limit, config.optim.clip_norm = 12, 0.5
+    (tmp_path / "config.json").write_text(config.to_json())
+    again = config_files.read_run(tmp_path / "config.json")
+    assert again == config
+    assert type(again.data.split) is SplitKind
+    assert validate(again)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda tree: tree.pop("seed"), "seed"),
+        (lambda tree: tree["data"].update(old=1), "old"),
+        (lambda tree: tree["data"].update(split="x"), "'x'"),
+        (lambda tree: tree["data"].update(limit="x"), "data.limit"),
+        (lambda tree: tree.update(model=3), "fit"),
+    ],
+)
+def test_another_version_s_configuration_is_refused(tmp_path, change, named):
+    tree = json.loads(Config().to_json())
+    change(tree)
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=rf"config\.json: was not written.*{named}"):
+        config_files.read_run(tmp_path / "config.json")

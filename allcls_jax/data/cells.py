@@ -60,7 +60,7 @@ class CellFile:
     max_side: int | None = None
 
     def record(self) -> tuple[str, str, int, str, int]:
-        """Returns what is known of the cell, in the order of `COLUMNS`."""
+        """Returns what its reader knows, in the order of `COLUMNS`."""
         return self.image_id, self.patient, self.label, str(self.part), self.fold
 
 
@@ -95,6 +95,8 @@ class CellTable:
     part: np.ndarray  # (n,) str, values of `Part`
     fold: np.ndarray  # (n,) int64: 0 to 2 or NO_FOLD
     sha256: np.ndarray  # (n,) str, hexadecimal, of the file's bytes
+    # (n,) int64, pixels of the cell in its picture, before cropping and resizing.
+    area: np.ndarray
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -138,9 +140,9 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(CellTable))
 
 
 def table_from_rows(rows: Iterable[Sequence[str | int]]) -> CellTable:
-    """Returns the table of rows (image_id, patient, label, part, fold, sha256)."""
+    """Returns the table of rows, each with values in the order of `COLUMNS`."""
     columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
-    kinds = {"label": np.int64, "fold": np.int64}
+    kinds: dict[str, type] = {"label": np.int64, "fold": np.int64, "area": np.int64}
     return CellTable(
         *(
             np.array(
@@ -150,6 +152,12 @@ def table_from_rows(rows: Iterable[Sequence[str | int]]) -> CellTable:
             for name, column in zip(COLUMNS, columns, strict=True)
         )
     )
+
+
+def concatenate(tables: Sequence[CellTable]) -> CellTable:
+    """Returns the rows of all tables, of which there is at least one."""
+    columns = zip(*(table.columns() for table in tables), strict=True)
+    return CellTable(*(np.concatenate(column) for column in columns))
 
 
 def table_from_csv(text: str) -> CellTable:

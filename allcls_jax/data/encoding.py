@@ -10,11 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from allcls_jax.data import transforms
 from allcls_jax.data.cells import CellFile
 
-Encoded = tuple[bytes, str] | str
+Encoded = tuple[bytes, str, int] | str
 
 
 def encode(cell: CellFile, *, size: int, crop: int | None) -> Encoded:
-    """Returns (PNG, sha256 of the file), or what is wrong with the file.
+    """Returns (PNG, sha256 of the file, area of the cell), or what is wrong with it.
 
     Args:
       cell: what to read.
@@ -23,14 +23,14 @@ def encode(cell: CellFile, *, size: int, crop: int | None) -> Encoded:
     """
     try:
         data = cell.source.read()
-        image = transforms.prepare(
+        image, area = transforms.prepare(
             data, name=cell.source.name, max_side=cell.max_side, crop=crop, size=size
         )
     except transforms.BadImage as error:
         return str(error)
     except OSError as error:
         return f"{cell.source.name}: cannot be read ({error})"
-    return transforms.encode_png(image), hashlib.sha256(data).hexdigest()
+    return transforms.encode_png(image), hashlib.sha256(data).hexdigest(), area
 
 
 def encode_all(

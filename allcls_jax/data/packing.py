@@ -32,7 +32,7 @@ from allcls_jax.errors import InputError, list_problems
 tfds.disable_progress_bar()
 
 # Raise it when a pack of the same source would come out differently.
-_FORMAT = 2
+_FORMAT = 3
 
 SKIPPED_FILE = "skipped.txt"
 _TABLE_FILE = "cells.csv"
@@ -241,6 +241,7 @@ class _Cells(tfds.core.GeneratorBasedBuilder):
                     "part": text,
                     "fold": number,
                     "sha256": text,
+                    "area": number,
                 }
             ),
         )
@@ -276,8 +277,8 @@ class _Writer:
             if isinstance(result, str):
                 self.problems.append(result)
                 continue
-            png, digest = result
-            record = (*cell.record(), digest)
+            png, *found = result
+            record = (*cell.record(), *found)
             example = {"image": png} | dict(zip(COLUMNS, record, strict=True))
             yield len(self.rows), example
             self.rows.append(record)

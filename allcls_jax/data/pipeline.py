@@ -19,7 +19,7 @@ import numpy as np
 
 from allcls_jax.data import transforms
 from allcls_jax.data.cells import CellTable
-from allcls_jax.data.packing import PackedCells
+from allcls_jax.data.copies import Cells
 
 # Batches that are read, in as many threads, while another one is computed.
 _PREFETCH = min(8, os.cpu_count() or 1)
@@ -65,11 +65,11 @@ class Images:
     """Packed images, resized where the network wants another size.
 
     Attributes:
-      cells: the pack.
+      cells: the pack, or turned copies from it.
       size: pixels.
     """
 
-    cells: PackedCells
+    cells: Cells
     size: int
     name: Literal["image"] = "image"
     dtype: np.dtype = _UINT8
@@ -82,6 +82,42 @@ class Images:
     def __getitem__(self, row: int) -> np.ndarray:
         """Returns an image: (size, size, 3) uint8, RGB."""
         return transforms.resize(self.cells[row], self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """The inputs of two tables, one below the other.
+
+    Attributes:
+      upper: of the rows that come first.
+      lower: of those behind them; of the same kind.
+      num_upper: rows of the first table.
+    """
+
+    upper: Inputs
+    lower: Inputs
+    num_upper: int
+
+    @property
+    def name(self) -> Literal["image", "features"]:
+        """The key in a batch."""
+        return self.upper.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one cell."""
+        return self.upper.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of its values."""
+        return self.upper.dtype
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Returns what is given of one cell."""
+        if row < self.num_upper:
+            return self.upper[row]
+        return self.lower[row - self.num_upper]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,26 +1,28 @@
 """Who trains, who validates, who tests.
 
-What a split promises is asserted where it is made: unless it is by image, no patient
-(and no group of patients that share cells) stands in two of training, validation, test.
+What a split promises is asserted where it is made and again where it is evaluated. Of
+the grouped and the held-out split: no group of patients that share cells, and no known
+twin, stands in two of training, validation and test. Of the official folds: no patient
+does; the twins that C-NMC 2019 has in different folds are counted and told.
 """
 
 import dataclasses
 import enum
-import json
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedKFold
 
 from allcls_jax.config import DataConfig, SplitKind
+from allcls_jax.config_rules import NUM_OFFICIAL_FOLDS
 from allcls_jax.data.cells import ALL, HEM, NO_FOLD, CellTable, Part
+from allcls_jax.data.folds import draw_folds
+from allcls_jax.data.groups import Groups, find_groups
 from allcls_jax.errors import InputError, list_problems
-
-NUM_FOLDS = 3
 
 LEAKY = "leaky: patients shared"
 
-# Draws before a split is given up.
+# Draws before a validation set is given up.
 _TRIES = 100
 
 
@@ -42,7 +44,8 @@ class Partition:
       test: likewise.
       test_name: what the test images are, in words.
       leaky: whether patients stand on both sides, so that scores flatter.
-      dropped: number of training images left out, their patients being tested.
+      groups: of all rows of the table.
+      left_out: reason → number of images of the table that have no use.
     """
 
     train: np.ndarray
@@ -50,7 +53,8 @@ class Partition:
     test: np.ndarray
     test_name: str
     leaky: bool
-    dropped: int = 0
+    groups: Groups
+    left_out: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def rows(self) -> dict[Split, np.ndarray]:
         """Returns the rows of each use."""
@@ -59,6 +63,38 @@ class Partition:
             Split.VALIDATION: self.validation,
             Split.TEST: self.test,
         }
+
+    def twins_of(self, use: Split) -> np.ndarray:
+        """Returns the test rows (k,) with a known twin in training or validation."""
+        return self.groups.twins_among(self.test, self.rows()[use])
+
+    def summary(self, table: CellTable) -> list[dict[str, str | int]]:
+        """Returns what stands on each side, and what test images share with it.
+
+        Args:
+          table: that the rows are of.
+
+        Returns:
+          For each use: `use`, `images`, `patients`, `groups`, `ALL`, `HEM`; and
+          `shared_groups`, groups of it that are tested too, and `twins`, test images
+          with a known twin in it (both 0 for the test images themselves).
+        """
+        found = []
+        tested = set(self.groups.group[self.test].tolist())
+        for use, rows in self.rows().items():
+            cells, other = table.take(rows), use is not Split.TEST
+            groups = set(self.groups.group[rows].tolist())
+            counts = cells.counts()
+            found.append(
+                {"use": str(use)}
+                | {name: counts[name] for name in ("images", "patients")}
+                | {"groups": len(groups), "ALL": counts["ALL"], "HEM": counts["HEM"]}
+                | {
+                    "shared_groups": len(groups & tested) if other else 0,
+                    "twins": len(self.twins_of(use)) if other else 0,
+                }
+            )
+        return found
 
 
 def limit(table: CellTable, number: int | None) -> np.ndarray:
@@ -89,7 +125,9 @@ def limit(table: CellTable, number: int | None) -> np.ndarray:
             f"are {len(sizes)} patients; give at least {len(sizes)}"
         )
     quota = _largest_remainder(sizes, number)
-    by_hash = labelled[np.argsort(table.sha256[labelled], kind="stable")]
+    # Ids decide between identical images.
+    keys = (table.image_id[labelled], table.sha256[labelled])
+    by_hash = labelled[np.lexsort(keys)]
     patient_of = dict(zip(labelled.tolist(), patient.tolist(), strict=True))
     kept = []
     for row in by_hash.tolist():
@@ -99,16 +137,30 @@ def limit(table: CellTable, number: int | None) -> np.ndarray:
     return np.sort(np.array(kept, dtype=np.int64))
 
 
-def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
-    """Divides labelled cells as the configuration says.
+def split_kind(table: CellTable, config: DataConfig) -> SplitKind:
+    """Returns the split that a configuration asks for, or the table suggests."""
+    if config.split is not None:
+        return config.split
+    if np.any((table.part == Part.PRELIM) & (table.label >= 0)):
+        return SplitKind.HELD_OUT
+    folded = table.fold[table.part == Part.TRAIN] != NO_FOLD
+    return SplitKind.OFFICIAL if np.all(folded) else SplitKind.GROUPED
 
-    The test set is the preliminary part where the data has it, else `test_fold`;
-    validation is drawn from the training patients.
+
+def partition(
+    table: CellTable,
+    config: DataConfig,
+    *,
+    seed: int,
+    copies: Sequence[tuple[str, str]] = (),
+) -> Partition:
+    """Divides labelled cells as the configuration says.
 
     Args:
       table: labelled cells only, as `limit` leaves them.
       config: the `data` section, validated.
-      seed: of everything that is drawn.
+      seed: of which training patients validate; the test images do not depend on it.
+      copies: pairs of image ids that show the same cell, made so by us.
 
     Raises:
       InputError: if a class is missing, in all or in one use, or there are too few
@@ -116,32 +168,59 @@ def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
     """
     _labelled(table)
     _require_both_classes(table.label, "the labelled images")
-    if config.split is SplitKind.IMAGE:
-        result = _by_image(table, config, seed=seed)
+    train = table.part == Part.TRAIN
+    _require_both_classes(table.label[train], "the training part")
+    groups = find_groups(table, config.groups, copies=copies)
+    kind = split_kind(table, config)
+    if kind.leaky:
+        result = _by_image(table, config, kind, groups, seed=seed)
         _require_learnable(table.label, result)
         return result
-    group = _groups(table.patient, config.groups)
-    if np.any(table.part == Part.PRELIM):
-        test = table.part == Part.PRELIM
+    group = groups.group
+    left_out = {"of another part than the training part": int(np.sum(~train))}
+    if kind is SplitKind.HELD_OUT:
+        test, left_out = table.part == Part.PRELIM, {}
+        if not np.any(test):
+            raise InputError(
+                "data.split = 'held_out': there is no labelled preliminary part; give "
+                "--config.data.split=official or =grouped"
+            )
         # A patient of both parts would be trained and tested on.
-        train = ~test & ~np.isin(group, group[test])
+        known = train & np.isin(group, group[test])
+        left_out["their patients, or groups of them, are tested"] = int(np.sum(known))
+        train &= ~known
         test_name = "preliminary part"
-    elif config.split is SplitKind.OFFICIAL:
-        if np.any(table.fold == NO_FOLD):
+    elif kind is SplitKind.OFFICIAL:
+        if np.any(table.fold[train] == NO_FOLD):
             raise InputError(
                 "data.split = 'official': the data comes without folds; give "
                 "--config.data.split=grouped to have folds drawn by patient"
             )
-        test = table.fold == config.test_fold
-        _require_whole(table.patient, test)
-        train = ~test
-        test_name = f"fold {config.test_fold} of the data"
+        if config.num_folds != NUM_OFFICIAL_FOLDS:
+            raise InputError(
+                f"data.num_folds = {config.num_folds}: the data comes with "
+                f"{NUM_OFFICIAL_FOLDS} folds of its own; give "
+                "--config.data.split=grouped to have others drawn"
+            )
+        test = train & (table.fold == config.test_fold)
+        _require_whole(table.patient[train], test[train])
+        test_name = f"official fold {config.test_fold}"
+        train &= ~test
+        # A fold is given as it is; validation is ours, and keeps groups whole.
     else:
-        fold = _grouped_folds(table.label, group, seed=seed)
-        test = fold == config.test_fold
-        train = ~test
+        rows = np.flatnonzero(train)
+        fold = draw_folds(
+            table.label[rows], group[rows], config.num_folds, repeat=config.repeat
+        )
+        test = np.zeros(len(table), bool)
+        test[rows[fold == config.test_fold]] = True
         test_name = f"grouped fold {config.test_fold}"
-    _require_both_classes(table.label[test], f"the test set ({test_name})", test=True)
+        train &= ~test
+    remedy = "choose another --config.data.test_fold"
+    if kind is SplitKind.HELD_OUT:
+        remedy = "give --config.data.split=official or =grouped"
+    what = f"the test set ({test_name})"
+    _require_both_classes(table.label[test], what, remedy=remedy)
     validation = train & np.isin(
         group,
         _validation_groups(table.label[train], group[train], config.validation, seed),
@@ -152,11 +231,15 @@ def partition(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
         test=np.flatnonzero(test),
         test_name=test_name,
         leaky=False,
-        dropped=int(np.sum(~test & ~train)),
+        groups=groups,
+        left_out={reason: number for reason, number in left_out.items() if number},
     )
     _require_learnable(table.label, result)
     check(result, table.patient)
-    check(result, group)
+    if kind is not SplitKind.OFFICIAL:
+        check(result, group)
+        for use in (Split.TRAIN, Split.VALIDATION):
+            assert not len(result.twins_of(use)), f"a twin in both {use} and test"
     return result
 
 
@@ -169,53 +252,40 @@ def check(result: Partition, key: np.ndarray) -> None:
             assert not len(shared), f"{shared.tolist()} in both {one} and {other}"
 
 
-def _by_image(table: CellTable, config: DataConfig, *, seed: int) -> Partition:
+def _by_image(
+    table: CellTable,
+    config: DataConfig,
+    kind: SplitKind,
+    groups: Groups,
+    *,
+    seed: int,
+) -> Partition:
     """The plain split of the paper and of most published scores."""
-    folds = StratifiedKFold(NUM_FOLDS, shuffle=True, random_state=seed)
-    _require_images(table.label, NUM_FOLDS)
-    parts = list(folds.split(table.label, table.label))
-    rest, test = parts[config.test_fold]
+    number = config.num_folds
+    train = np.flatnonzero(table.part == Part.TRAIN)
+    label = table.label[train]
+    _require_images(label, number, kind)
+    folds = StratifiedKFold(number, shuffle=True, random_state=config.repeat)
+    rest, test = (
+        train[rows] for rows in list(folds.split(label, label))[config.test_fold]
+    )
     order = np.random.default_rng(seed).permutation(rest)
     chosen: list[int] = []
-    for label in (ALL, HEM):
-        rows = order[table.label[order] == label]
-        number = min(max(1, round(config.validation * len(rows))), len(rows) - 1)
-        chosen += rows[:number].tolist()
+    for value in (ALL, HEM):
+        rows = order[table.label[order] == value]
+        count = min(max(1, round(config.validation * len(rows))), len(rows) - 1)
+        chosen += rows[:count].tolist()
     validation = np.sort(np.array(chosen, dtype=np.int64))
+    other = len(table) - len(train)
     return Partition(
         train=np.setdiff1d(rest, validation),
         validation=validation,
         test=np.sort(test),
-        test_name="random third of the images",
+        test_name=f"random fold {config.test_fold} of the images",
         leaky=True,
+        groups=groups,
+        left_out={"of another part than the training part": other} if other else {},
     )
-
-
-def _grouped_folds(label: np.ndarray, group: np.ndarray, *, seed: int) -> np.ndarray:
-    """Returns a fold 0 to 2 for each image; groups stay whole."""
-    counts = _groups_of_class(label, group)
-    if min(counts.values()) < NUM_FOLDS:
-        raise InputError(
-            f"data.split = 'grouped': {NUM_FOLDS} folds need {NUM_FOLDS} patients of "
-            f"each class, and there are {counts[ALL]} (ALL) and {counts[HEM]} (HEM)"
-        )
-    drawn: list[np.ndarray] = []
-    for state in (seed, *np.random.default_rng(seed).integers(2**32, size=_TRIES)):
-        fold = np.empty(len(label), dtype=np.int64)
-        folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=int(state))
-        for i, (_, rows) in enumerate(folds.split(label, label, group)):
-            fold[rows] = i
-        # Of every fold, whichever is asked for: three runs must divide alike.
-        if all(_can_test(label, group, fold == i) for i in range(NUM_FOLDS)):
-            return fold
-        drawn.append(fold)
-    return drawn[0]  # some of its folds may do; of the others is told
-
-
-def _can_test(label: np.ndarray, group: np.ndarray, test: np.ndarray) -> bool:
-    """Whether both classes are tested, and the rest can train and validate."""
-    rest = _groups_of_class(label[~test], group[~test])
-    return len(np.unique(label[test])) == 2 and min(rest.values()) >= 2
 
 
 def _validation_groups(
@@ -247,54 +317,16 @@ def _validation_groups(
     )
 
 
-def _groups_of_class(label: np.ndarray, group: np.ndarray) -> dict[int, int]:
-    return {value: len(np.unique(group[label == value])) for value in (ALL, HEM)}
-
-
-def _groups(patient: np.ndarray, path: str | None) -> np.ndarray:
-    """Returns the group of each image: its patient, or that patient's group.
-
-    Args:
-      patient: (n,) str.
-      path: a JSON file with lists of patients, or with such lists under `groups`.
-    """
-    if path is None:
-        return patient
-    try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        lists = content["groups"] if isinstance(content, dict) else content
-        groups = [[str(name) for name in names] for names in lists]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"data.groups = {path!r}: must be a JSON file of lists of patients, or "
-            "have them under the key 'groups', as in "
-            f'[["1", "2"], ["H1", "H2"]] ({type(error).__name__}: {error})'
-        ) from error
-    group_of: dict[str, str] = {}
-    for names in groups:
-        for name in names:
-            if name in group_of:
-                raise InputError(
-                    f"data.groups = {path!r}: patient {name!r} stands in two groups; "
-                    "join them"
-                )
-            group_of[name] = "+".join(sorted(names))
-    if unknown := sorted(group_of.keys() - set(patient.tolist())):
-        raise InputError(
-            f"data.groups = {path!r}: no such patients as {', '.join(unknown)}; take "
-            "them out, or write them as the data does"
-        )
-    return np.array([group_of.get(name, name) for name in patient.tolist()])
-
-
 def _largest_remainder(sizes: np.ndarray, number: int) -> np.ndarray:
     """Returns shares of `number` in proportion to `sizes`, each at least 1."""
     exact = sizes * (number / sizes.sum())
     quota = np.maximum(1, np.floor(exact).astype(np.int64))
-    while quota.sum() < number:
-        quota[np.argmax(np.where(quota < sizes, exact - quota, -np.inf))] += 1
-    while quota.sum() > number:
-        quota[np.argmin(np.where(quota > 1, exact - quota, np.inf))] -= 1
+    if (left := number - quota.sum()) > 0:
+        quota[np.argsort(quota - exact, kind="stable")[:left]] += 1
+    # The rest for patients of less than one: one of each before anyone gives a second.
+    while (over := quota.sum() - number) > 0:
+        order = np.argsort(exact - quota, kind="stable")
+        quota[order[quota[order] > 1][:over]] -= 1
     return quota
 
 
@@ -342,18 +374,20 @@ def _require_learnable(label: np.ndarray, result: Partition) -> None:
                 )
 
 
-def _require_both_classes(label: np.ndarray, what: str, *, test: bool = False) -> None:
+def _require_both_classes(
+    label: np.ndarray, what: str, *, remedy: str = "add some"
+) -> None:
     for value, name in ((ALL, "ALL"), (HEM, "HEM")):
         if not np.any(label == value):
-            remedy = "choose another --config.data.test_fold" if test else "add some"
             raise InputError(f"{what}: no image of class {name}; {remedy}")
 
 
-def _require_images(label: np.ndarray, number: int) -> None:
+def _require_images(label: np.ndarray, number: int, kind: SplitKind) -> None:
     for value, name in ((ALL, "ALL"), (HEM, "HEM")):
         count = int(np.sum(label == value))
         if count < 2 * number:
             raise InputError(
-                f"data.split = 'image': {count} images of class {name}; at least "
-                f"{2 * number} are needed"
+                f"data.split = {str(kind)!r}: {count} images of class {name}; "
+                f"{number} folds need at least {2 * number}: add some, or give a "
+                "smaller --config.data.num_folds"
             )

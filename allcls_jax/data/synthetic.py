@@ -13,6 +13,7 @@ import numpy as np
 from numpy.random import PCG64, Generator
 from scipy import ndimage, sparse, special
 
+from allcls_jax import config_rules
 from allcls_jax.config import Config, DataConfig, SyntheticConfig
 from allcls_jax.data import transforms
 from allcls_jax.data.cells import ALL, HEM, CellFile, Part
@@ -73,13 +74,13 @@ def cells(config: SyntheticConfig) -> list[CellFile]:
     """Returns `num_images` cells of `num_patients` patients, patient by patient.
 
     The first half of the patients is ALL (`1`, `2`, …), the second HEM (`H1`, `H2`, …);
-    each class has half of the images. Folds 0 to 2 keep patients whole and hold about
+    `all_share` of the images are ALL. Folds 0 to 2 keep patients whole and hold about
     the same number of patients and images of each class.
 
     Raises:
-      InputError: if the configuration breaks a rule of `Config.validate`.
+      InputError: if the configuration breaks a rule of `config_rules`.
     """
-    Config(data=DataConfig(synthetic=config)).validate()
+    config_rules.validate(Config(data=DataConfig(synthetic=config)))
     config = dataclasses.replace(config)  # later changes are not ours
     counts = _image_counts(config)
     folds = _folds(counts)
@@ -137,7 +138,8 @@ def _image_counts(config: SyntheticConfig) -> np.ndarray:
     half = config.num_patients // 2
     rng = _generator("counts", config.seed)
     counts: list[np.ndarray] = []
-    for total in (config.num_images - config.num_images // 2, config.num_images // 2):
+    hem = int(config.num_images * (1 - config.all_share))
+    for total in (config.num_images - hem, hem):
         weights = rng.uniform(0.6, 1.4, half)
         exact = (total - half) * weights / weights.sum()
         whole = np.floor(exact).astype(np.int64)

@@ -153,8 +153,8 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 def prepare(
     data: bytes, *, name: str, max_side: int | None, crop: int | None, size: int
-) -> np.ndarray:
-    """Returns the square that is stored for one cell.
+) -> tuple[np.ndarray, int]:
+    """Returns the square that is stored for one cell, and the cell's area.
 
     In this order: decode, cut to the centre square of `max_side`, set the background to
     zero, fill up to a square with black, cut or fill up to the centre `crop`, resize.
@@ -168,7 +168,8 @@ def prepare(
       size: of the result's sides, in pixels.
 
     Returns:
-      (size, size, 3) uint8 RGB.
+      (size, size, 3) uint8 RGB, and the number of pixels that are not background,
+      before cropping and resizing.
 
     Raises:
       BadImage: as `decode`.
@@ -177,10 +178,11 @@ def prepare(
     if max_side is not None and max(image.shape[:2]) > max_side:
         image = centre_square(image, max_side)
     image = zero_background(image)
+    area = int(np.count_nonzero(image.any(axis=-1)))
     side = crop or max(image.shape[:2])
     if image.shape[:2] != (side, side):
         image = centre_square(image, side)
-    return resize(image, size)
+    return resize(image, size), area
 
 
 def encode_png(image: np.ndarray, level: int = 1) -> bytes:

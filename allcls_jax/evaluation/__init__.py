@@ -1,1 +1,3 @@
 """Stage evaluation: probabilities to numbers."""
+
+DISCLAIMER = "Research use only. Not a medical device."

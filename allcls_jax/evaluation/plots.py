@@ -1,55 +1,38 @@
-"""Every figure that matplotlib draws; the only module of this stage that imports it.
+"""The pictures that a run leaves in its folder, as PNG.
 
-Each plot carries the note of its run (synthetic cells, random weights, leaky split).
+Each carries the note of its run (synthetic cells, random weights, leaky split) and the
+disclaimer. The page of `report` draws the same figures as SVG.
 """
 
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-DISCLAIMER = "Research use only. Not a medical device."
+from allcls_jax.evaluation import DISCLAIMER, plots_curves, plots_rows
+from allcls_jax.evaluation.plots_style import canvas, styled, to_png
 
-# Of Okabe and Ito, told apart by colour-blind readers too.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+__all__ = [
+    "DISCLAIMER",
+    "confusion_matrix",
+    "curves",
+    "ladder",
+    "ladder_figure",
+    "save",
+]
+
+_LADDER = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
 
 
-def curves(history: Sequence[dict[str, int | float]], note: str) -> bytes:
+def curves(history: Sequence[Mapping[str, int | float]], note: str) -> bytes:
     """Returns a PNG of loss and accuracy by epoch, of training and validation.
 
     Args:
       history: records of `metrics.jsonl`, at least one.
       note: what a reader must know of the run.
     """
-    figure = Figure(figsize=(9, 3.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    epochs = [record["epoch"] for record in history]
-    best = min(history, key=lambda record: record["validation_loss"])
-    for axes, name in ((left, "loss"), (right, "accuracy")):
-        for use, colour, style in (
-            ("train", _BLUE, "o-"),
-            ("validation", _ORANGE, "s--"),
-        ):
-            values = [record[f"{use}_{name}"] for record in history]
-            axes.plot(epochs, values, style, color=colour, label=use, markersize=4)
-        axes.axvline(
-            best["epoch"], color=_GREY, linewidth=1, linestyle=":", label="best, kept"
-        )
-        axes.set_xlim(0.5, len(epochs) + 0.5)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    left.set_ylabel("mean cross-entropy (nats)")
-    left.legend(frameon=False)
-    right.set_ylabel("accuracy")
-    right.set_ylim(0, 1.02)
-    return _png(figure, note)
+    return to_png(_curves(history), note)
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str) -> bytes:
@@ -60,29 +43,45 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], title: str, note: str) -> 
       title: of which images.
       note: what a reader must know of the run.
     """
-    counts = np.asarray(matrix)
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
-    axes: Axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for row in range(2):
-        for column in range(2):
-            axes.text(
-                column,
-                row,
-                f"{counts[row, column]:,}\n{share[row, column]:.1%}",
-                ha="center",
-                va="center",
-                fontsize=14,
-                color="white" if share[row, column] > 0.55 else "black",
-            )
-    names = ("ALL", "HEM")
-    axes.set_xticks((0, 1), names)
-    axes.set_yticks((0, 1), names)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("actual")
-    axes.set_title(title, fontsize=11)
-    return _png(figure, note)
+    return to_png(plots_rows.matrix(matrix, title, width=4.6), note)
+
+
+def ladder(content: Mapping[str, Any], note: str) -> bytes:
+    """Returns a PNG of the ladder of leaks beside the paper's accuracy.
+
+    Args:
+      content: of `ladder.json`.
+      note: what a reader must know of the runs.
+    """
+    return to_png(ladder_figure(content), note)
+
+
+def ladder_figure(content: Mapping[str, Any]) -> Figure:
+    """Returns the figures of each rung, by image, and the paper's accuracy as a line.
+
+    Args:
+      content: of `ladder.json`: `rungs` with `title`, `leaky` and
+        `figures.by_image`, and `paper.accuracy`.
+    """
+    rungs = content["rungs"]
+    paper = content.get("paper", {}).get("accuracy")
+    return plots_rows.forest(
+        [
+            f"{rung['title']}\n(leaky)" if rung.get("leaky") else str(rung["title"])
+            for rung in rungs
+        ],
+        {
+            shown: [
+                plots_rows.point(rung["figures"]["by_image"].get(name))
+                for rung in rungs
+            ]
+            for name, shown in _LADDER.items()
+        },
+        label="by image, interval over groups",
+        line=None
+        if paper is None
+        else plots_rows.Line(paper, f"the paper's accuracy, {paper:.4f}"),
+    )
 
 
 def save(path: Path, png: bytes) -> None:
@@ -92,10 +91,10 @@ def save(path: Path, png: bytes) -> None:
     beside.replace(path)
 
 
-def _png(figure: Figure, note: str) -> bytes:
-    figure.supxlabel(
-        "\n".join(filter(None, (note, DISCLAIMER))), fontsize=8, color=_GREY
-    )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+@styled
+def _curves(history: Sequence[Mapping[str, int | float]]) -> Figure:
+    figure, (left, right) = canvas(3.9, width=9, columns=2)
+    plots_curves.draw_learning(left, [history], "loss")
+    plots_curves.draw_learning(right, [history], "accuracy")
+    left.legend()
+    return figure

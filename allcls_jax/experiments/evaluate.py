@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from allcls_jax import config_files, terminal
-from allcls_jax.config import Config, DataSource, SplitKind
-from allcls_jax.data import pipeline, prepare, splits
+from allcls_jax.config import Config, DataSource, ExperimentKind, SplitKind
+from allcls_jax.data import partition_file, pipeline, prepare, splits
+from allcls_jax.data.groups import find_groups
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import metrics, plots
-from allcls_jax.evaluation.predictions import join
+from allcls_jax.evaluation import DISCLAIMER, metrics
+from allcls_jax.evaluation.predictions import Predictions, concatenate, join
+from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.provenance import provenance
@@ -38,7 +42,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       config: validated; its data section names the cells, its model section must be
         that of the run.
       workdir: of the run; gets a folder `evaluation-<source>-<fingerprint>` with
-        `predictions.csv`, `results.json` and a plot.
+        `predictions.csv`, `evaluation.json`, `results.json` and a plot. The table has
+        the run's validation images too: temperature and thresholds come from them.
 
     Returns:
       The content of `results.json`.
@@ -48,6 +53,10 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """
     started = time.monotonic()
     trained = config_files.load(workdir / folder.CONFIG_FILE)
+    if trained["experiment"]["kind"] != ExperimentKind.RUN:
+        raise InputError(
+            f"--workdir={workdir}: holds many runs; give the folder of one of them"
+        )
     wrong = config_files.differences(
         trained, dataclasses.asdict(config), only=_NETWORK_FIELDS
     )
@@ -57,7 +66,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             f"({'; '.join(wrong)}); give the same --config and overrides"
         )
     sharding.check_batch_size(config.train.batch_size)
-    seen = outputs.read_partition(workdir)
+    seen = partition_file.read(workdir)
     cells = inputs.open_cells(config)
     rows = splits.limit(cells.table, config.data.limit)
     table = cells.table.take(rows)
@@ -86,21 +95,32 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         _, probability = loop.evaluate(
             params, compiled, network.shardings, batches, advance
         )
-    predictions = join(cells.table, {Split.TEST: probability})
-    shared = outputs.shared_with_training(
+    group = np.full(len(cells.table), "", object)
+    group[rows] = find_groups(table, config.data.groups).group
+    predictions = join(
+        cells.table,
+        group.astype(str),
+        {Split.TEST: probability},
+        repeat=trained["data"]["repeat"],
+        test_fold=trained["data"]["test_fold"],
+        seed=trained["seed"],
+    )
+    shared = partition_file.shared_with_training(
         seen, table, same_patients=_same_patients(trained, config, cells)
     )
-    notes = outputs.notes(cells, network.weights, leaky=any(shared.values()))
+    leaky = any(shared.values())
+    notes = outputs.notes(cells, network.weights, leaky=leaky)
     if shared["images"]:
         notes.append(
             f"{shared['images']} of {len(table)} images were trained or validated on"
         )
     notes += _notes_on_training(trained)
     results = {
+        "kind": "evaluation",
         "data": {
             "source": str(cells.source),
             "fingerprint": table.fingerprint(),
-            "leaky": any(shared.values()),
+            "leaky": leaky,
             "shared_with_training": shared,
             "test_set": "all labelled images",
             "skipped": len(cells.skipped),
@@ -119,14 +139,22 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         "notes": notes,
         "seconds": round(time.monotonic() - started, 1),
         "provenance": provenance(),
-        "disclaimer": plots.DISCLAIMER,
+        "disclaimer": DISCLAIMER,
     }
     name = f"evaluation-{cells.source}-{table.fingerprint()[:8]}"
-    sharding.on_first_process(
-        lambda: outputs.write(workdir / name, predictions, results)
-    )
-    outputs.show(results, workdir / name)
+    own = _with_validation(predictions, workdir)
+    sharding.on_first_process(lambda: outputs.write(workdir / name, own, results))
+    sharding.on_first_process(lambda: outputs.conclude(workdir / name, results, config))
     return results
+
+
+def _with_validation(predictions: Predictions, workdir: Path) -> Predictions:
+    """Returns a table with the run's validation images, where they are others."""
+    own = read_predictions(workdir / outputs.PREDICTIONS_FILE).of(Split.VALIDATION)
+    for name in ("image_id", "patient"):
+        if np.intersect1d(getattr(own, name), getattr(predictions, name)).size:
+            return predictions
+    return concatenate([own, predictions])
 
 
 def _notes_on_training(trained: Mapping[str, Any]) -> list[str]:
@@ -134,7 +162,7 @@ def _notes_on_training(trained: Mapping[str, Any]) -> list[str]:
     found = []
     if trained["data"]["source"] == DataSource.SYNTHETIC:
         found.append("trained on synthetic cells")
-    if trained["data"]["split"] == SplitKind.IMAGE:
+    if SplitKind(trained["data"]["split"]).leaky:
         found.append("trained with a split by image")
     return found
 

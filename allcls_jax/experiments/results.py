@@ -1,33 +1,40 @@
 """What a run leaves in its folder and shows at its end."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from allcls_jax import terminal
-from allcls_jax.config import DataSource
-from allcls_jax.data.cells import COLUMNS, CellTable
+from allcls_jax.config import Config, DataSource
+from allcls_jax.data.cells import CellTable
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import LEAKY, Partition, Split
-from allcls_jax.errors import InputError
-from allcls_jax.evaluation import plots
+from allcls_jax.evaluation import DISCLAIMER, assessment, plots
 from allcls_jax.evaluation.predictions import Predictions
+from allcls_jax.evaluation.predictions import read as read_predictions
+from allcls_jax.experiments.setup import Data
 from allcls_jax.training.writers import write_atomically, write_json
 
-PARTITION_FILE = "partition.csv"
+PREDICTIONS_FILE = "predictions.csv"
+RESULTS_FILE = "results.json"
+EVALUATION_FILE = "evaluation.json"
 
-_FIGURES = (
-    "accuracy",
-    "weighted_f1",
-    "balanced_accuracy",
-    "auroc",
-    "sensitivity",
-    "specificity",
-)
+_COUNTS = ("images", "patients", "groups", "ALL", "HEM")
+
+
+def data_record(data: Data, config: Config) -> dict[str, Any]:
+    """Returns what `results.json` tells of the cells."""
+    split = config.data.split
+    assert split is not None, "not resolved"
+    return {
+        "source": str(data.cells.source),
+        "fingerprint": data.table.fingerprint(),
+        "split": str(split),
+        "leaky": split.leaky,
+        "groups": config.data.groups,
+        "skipped": len(data.cells.skipped),
+        "counts": {"all": data.table.counts()},
+    }
 
 
 def notes(cells: PackedCells, weights: Mapping[str, Any], *, leaky: bool) -> list[str]:
@@ -50,6 +57,26 @@ def notes(cells: PackedCells, weights: Mapping[str, Any], *, leaky: bool) -> lis
     return found
 
 
+def split_notes(data: Data, partitions: Sequence[Partition]) -> list[str]:
+    """Returns what a reader must know of who was tested.
+
+    Args:
+      data: the cells.
+      partitions: of the runs that figures are of.
+    """
+    found = []
+    if data.copies is not None:
+        found.append("classes balanced by turned copies before the split")
+    twins = {
+        row
+        for partition in partitions
+        for row in partition.twins_of(Split.TRAIN).tolist()
+    }
+    if twins:
+        found.append(f"{len(twins)} test images have a twin that was trained on")
+    return found
+
+
 def write(
     folder: Path,
     predictions: Predictions,
@@ -66,99 +93,80 @@ def write(
       curves: the PNG of the learning curves, where something was trained.
     """
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / "predictions.csv", predictions.to_csv())
+    write_atomically(folder / PREDICTIONS_FILE, predictions.to_csv())
     data, note = results["data"], "; ".join(results["notes"])
     title = f"Test: {data['test_set']}" + (" (leaky)" if data["leaky"] else "")
     picture = plots.confusion_matrix(results["test"]["confusion_matrix"], title, note)
     plots.save(folder / "confusion_matrix.png", picture)
     if curves is not None:
         plots.save(folder / "curves.png", curves)
-    write_json(folder / "results.json", results)
+    write_json(folder / RESULTS_FILE, results)
 
 
-def show(results: Mapping[str, Any], folder: Path) -> None:
-    """Prints the final table."""
-    leaky = ", leaky" if results["data"]["leaky"] else ""
-    columns = {
-        f"{use} ({results['data']['test_set']}{leaky})"
-        if use == Split.TEST
-        else str(use): results[use]
-        for use in (Split.VALIDATION, Split.TEST)
-        if use in results
-    }
-    rows: list[Sequence[object]] = [
-        [
-            name.replace("_", " "),
-            *(_number(column[name]) for column in columns.values()),
-        ]
-        for name in _FIGURES
-    ]
-    rows.append([""] * (len(columns) + 1))
-    rows += [
-        [name, *(f"{column[key]:,}" for column in columns.values())]
-        for name, key in (("images", "num_images"), ("patients", "num_patients"))
-    ]
-    for i, row in enumerate(("ALL", "HEM")):
-        for j, column in enumerate(("ALL", "HEM")):
-            counts = (f"{c['confusion_matrix'][i][j]:,}" for c in columns.values())
-            rows.append([f"{row} called {column}", *counts])
-    title = "Results" + "".join(f" — {note}" for note in results["notes"])
-    terminal.show_table(title, ["", *columns], rows)
-    for note in results["notes"]:
-        terminal.warn(note)
-    terminal.say(f"{terminal.duration(results['seconds'])}; all of it in {folder}")
-    terminal.say(plots.DISCLAIMER)
-
-
-def write_partition(folder: Path, table: CellTable, partition: Partition) -> None:
-    """Writes the record of every cell used, with its split, to `partition.csv`."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*COLUMNS, "split"))
-    for use, chosen in partition.rows().items():
-        columns = (column.tolist() for column in table.take(chosen).columns())
-        writer.writerows((*record, use) for record in zip(*columns, strict=True))
-    write_atomically(folder / PARTITION_FILE, text.getvalue())
-
-
-def read_partition(folder: Path) -> list[dict[str, str]]:
-    """Returns the rows of a run's `partition.csv`.
-
-    Raises:
-      InputError: if it is missing or no such table.
-    """
-    path = folder / PARTITION_FILE
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or not {"sha256", "patient", "split"} <= rows[0].keys():
-            raise ValueError("not a table of cells with their splits")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); without it nobody knows what the run "
-            "was trained on: train again"
-        ) from error
-    return rows
-
-
-def shared_with_training(
-    partition: Sequence[Mapping[str, str]], table: CellTable, *, same_patients: bool
-) -> dict[str, int]:
-    """Returns how many `images` and `patients` of a table a run has seen.
+def conclude(folder: Path, results: Mapping[str, Any], config: Config) -> None:
+    """Assesses a folder's predictions, writes `evaluation.json` and shows the figures.
 
     Args:
-      partition: from `read_partition`; training and validation count as seen.
-      table: cells to be evaluated.
-      same_patients: whether patients of both can be told by their names; if not, only
-        those of shared images are known.
+      folder: holds `predictions.csv`.
+      results: the content of its `results.json`.
+      config: how figures are reported.
     """
-    seen = [row for row in partition if row["split"] != Split.TEST]
-    images = np.isin(table.sha256, [row["sha256"] for row in seen])
-    patients = set(table.patient[images].tolist())
-    if same_patients:
-        patients |= {row["patient"] for row in seen} & set(table.patient.tolist())
-    return {"images": int(images.sum()), "patients": len(patients)}
+    table = read_predictions(folder / PREDICTIONS_FILE)
+    with terminal.track("figures and intervals", 1, "tables") as advance:
+        found = assessment.assess(
+            table,
+            prevalence=config.evaluation.prevalence,
+            num_resamples=config.evaluation.num_resamples,
+        )
+        advance(1)
+    write_json(folder / EVALUATION_FILE, found)
+    leaky = ", leaky" if results["data"]["leaky"] else ""
+    title = f"Test: {results['data']['test_set']}{leaky}"
+    title += "".join(f" — {note}" for note in results["notes"])
+    terminal.show_table(title, *assessment.rows(found))
+    for note in (*results["notes"], *found["warnings"]):
+        terminal.warn(note)
+    terminal.say(f"{terminal.duration(results['seconds'])}; all of it in {folder}")
+    terminal.say(DISCLAIMER)
 
 
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def in_one_line(results: Mapping[str, Any]) -> str:
+    """Returns the figures of one of many runs."""
+    test = results["test"]
+    told = ", ".join(
+        f"{name.replace('_', ' ')} "
+        + ("undefined" if test[name] is None else f"{test[name]:.4f}")
+        for name in ("weighted_f1", "auroc")
+    )
+    return f"{told}, {terminal.duration(results['seconds'])}"
+
+
+def show_partitions(partitions: Sequence[Partition], table: CellTable) -> None:
+    """Prints who trains, validates and tests, and what the sides share.
+
+    Args:
+      partitions: of the table; one, or those of all folds.
+      table: the cells.
+    """
+    rows: list[Sequence[object]] = []
+    for partition in partitions:
+        rows += [("",) * 8] if rows else []
+        if len(partitions) > 1:
+            rows.append((partition.test_name, *("",) * 7))
+        for row in partition.summary(table):
+            tested = row["use"] == Split.TEST
+            counts = (f"{row[key]:,}" for key in _COUNTS)
+            shared = ("", "") if tested else (row["shared_groups"], row["twins"])
+            rows.append((f"  {row['use']}", *counts, *shared))
+    header = ("", *_COUNTS, "shared", "twins")
+    title = "Partition"
+    if len(partitions) == 1:
+        title += f" (test: {partitions[0].test_name})"
+    terminal.show_table(title, header, rows)
+    terminal.say(
+        "shared: groups that are tested too; twins: test images of a cell that is here"
+    )
+    for reason, number in partitions[0].left_out.items():
+        terminal.say(f"{number:,} images are left out: {reason}")
+    if partitions[0].leaky:
+        terminal.warn(f"the split is by image: {LEAKY}; its scores flatter")

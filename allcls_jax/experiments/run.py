@@ -8,27 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax import terminal
 from allcls_jax.config import ClassWeights, Config
-from allcls_jax.data import pipeline, prepare, splits
-from allcls_jax.data.cells import ALL, HEM, CellTable
-from allcls_jax.data.packing import PackedCells
+from allcls_jax.data import partition_file, pipeline
+from allcls_jax.data.cells import ALL, HEM
 from allcls_jax.data.splits import Partition, Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import metrics, plots
+from allcls_jax.evaluation import DISCLAIMER, metrics, plots
 from allcls_jax.evaluation.predictions import join
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.provenance import provenance
-from allcls_jax.models.vgg import LayerRow, Params, layer_table
+from allcls_jax.experiments.setup import (
+    Setup,
+    layer_rows,
+    open_data,
+    set_up,
+    show_cells,
+    show_layers,
+)
+from allcls_jax.models.vgg import Params
 from allcls_jax.training import inputs, loop, optim, sharding, state, steps
 from allcls_jax.training.checkpoint import Checkpoints
-from allcls_jax.training.network import Network, build
-from allcls_jax.training.writers import MetricsLog, Record
-
-_COUNTS = ("images", "patients", "ALL", "HEM")
+from allcls_jax.training.writers import MetricsLog, Record, write_atomically
 
 
 def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
@@ -37,7 +42,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
     Args:
       config: validated.
       workdir: gets `config.json`, `partition.csv`, `metrics.jsonl`, `tensorboard/`,
-        `checkpoints/`, `predictions.csv`, `results.json` and two plots.
+        `checkpoints/`, `predictions.csv`, `evaluation.json`, `results.json` and two
+        plots.
 
     Returns:
       The content of `results.json`, or None if a signal stopped training; then the
@@ -48,34 +54,45 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
     """
     started = time.monotonic()
     sharding.check_batch_size(config.train.batch_size)
-    cells = inputs.open_cells(config)
-    config = config.resolved(cells.source)
+    data = open_data(config)
+    config = data.config
     sharding.on_first_process(lambda: folder.check(workdir, config))
-    prepare.show_counts(cells)
-    rows = splits.limit(cells.table, config.data.limit)
-    table = cells.table.take(rows)
-    partition = splits.partition(table, config.data, seed=config.seed)
-    _show_partition(table, partition)
+    show_cells(data)
+    partition = data.partition(config)
+    outputs.show_partitions([partition], data.table)
+    setup = set_up(config, data)
+    show_layers(config, setup.network)
+    results = run(config, setup, workdir, started=started)
+    if results is None:
+        return None
+    sharding.on_first_process(lambda: outputs.conclude(workdir, results, config))
+    return results
 
-    network = build(config, cells.source, cache_dir=inputs.cache_dir(config))
-    _show_layers(config, network)
-    optimizer = optim.make_optimizer(config.optim, network.mask)
-    compiled = steps.make_steps(
-        network.model,
-        network.preprocessing,
-        optimizer,
-        network.mask,
-        network.shardings,
-        class_weights=_class_weights(config, table.label[partition.train]),
-        seed=config.seed,
-    )
-    given = inputs.make_inputs(config, cells, rows, network, compiled)
+
+def run(
+    config: Config, setup: Setup, workdir: Path, *, started: float | None = None
+) -> dict[str, Any] | None:
+    """Trains and tests one network: a fold of a cross-validation, or a run alone.
+
+    Args:
+      config: resolved; differs from the set-up's in who tests whom at most.
+      setup: cells, network and inputs.
+      workdir: as in `train_and_evaluate`; `evaluation.json` is left to the caller.
+      started: when the work for it began, of `time.monotonic`; None: now.
+
+    Returns:
+      The content of `results.json`, or None if a signal stopped training.
+    """
+    started = time.monotonic() if started is None else started
+    kind = config.data.split
+    assert kind is not None, "not resolved"
+    data, network, given = setup.data, setup.network, setup.given
+    partition = data.partition(config)
+    compiled = setup.compiled(_class_weights(config, data.table.label[partition.train]))
     with contextlib.ExitStack() as claimed:
         claim = folder.claim(workdir, config)
         sharding.on_first_process(lambda: claimed.enter_context(claim))
-        trained = _train(
-            config, workdir, cells, rows, partition, network, compiled, given
-        )
+        trained = _train(config, workdir, setup, partition, compiled)
         if trained is None:
             terminal.say(f"stopped; the same command with --workdir={workdir} goes on")
             return None
@@ -84,59 +101,62 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
         reading = inputs.reading(config, config.train.batch_size)
         probabilities = {}
         for use in (Split.VALIDATION, Split.TEST):
-            chosen = rows[partition.rows()[use]]
+            chosen = data.rows[partition.rows()[use]]
             with terminal.track(f"evaluating {use}", len(chosen), "images") as advance:
                 batches = pipeline.evaluation_batches(
-                    given, cells.table, chosen, reading
+                    given, data.every, chosen, reading
                 )
                 _, probabilities[use] = loop.evaluate(
                     params, compiled, network.shardings, batches, advance
                 )
-        predictions = join(cells.table, probabilities)
+        group = np.full(len(data.every), "", partition.groups.group.dtype)
+        group[data.rows] = partition.groups.group
+        predictions = join(
+            data.every,
+            group,
+            probabilities,
+            repeat=config.data.repeat,
+            test_fold=config.data.test_fold,
+            seed=config.seed,
+        )
+        tested = predictions.of(Split.TEST).image_id
+        sharding.on_first_process(lambda: partition_file.verify(workdir, tested, kind))
         per_epoch = pipeline.steps_per_epoch(
             len(partition.train), config.train.batch_size
         )
         results = {
-            "data": {
-                "source": str(cells.source),
-                "fingerprint": table.fingerprint(),
-                "split": str(config.data.split),
-                "leaky": partition.leaky,
+            "kind": "run",
+            "data": outputs.data_record(data, config)
+            | {
                 "test_set": partition.test_name,
-                "skipped": len(cells.skipped),
-                "counts": {"all": table.counts()}
-                | {
-                    str(use): table.take(chosen).counts()
-                    for use, chosen in partition.rows().items()
-                },
+                "partition": partition.summary(data.table),
+                "left_out": partition.left_out,
             },
             "weights": network.weights,
             "parameters": network.counts,
+            "layers": layer_rows(config, network),
             "best": {"epoch": best_step // per_epoch, "step": best_step},
             "validation": metrics.figures(predictions.of(Split.VALIDATION)),
             "test": metrics.figures(predictions.of(Split.TEST)),
-            "notes": outputs.notes(cells, network.weights, leaky=partition.leaky),
+            "notes": outputs.notes(data.cells, network.weights, leaky=partition.leaky)
+            + outputs.split_notes(data, [partition]),
             "seconds": round(time.monotonic() - started, 1),
             "provenance": provenance(),
-            "disclaimer": plots.DISCLAIMER,
+            "disclaimer": DISCLAIMER,
         }
         curves = plots.curves(history, "; ".join(results["notes"]))
         sharding.on_first_process(
             lambda: outputs.write(workdir, predictions, results, curves=curves)
         )
-    outputs.show(results, workdir)
     return results
 
 
 def _train(
     config: Config,
     workdir: Path,
-    cells: PackedCells,
-    rows: np.ndarray,
+    setup: Setup,
     partition: Partition,
-    network: Network,
     compiled: steps.Steps,
-    given: pipeline.Inputs,
 ) -> tuple[Params, int, list[Record]] | None:
     """Trains to the end of the schedule.
 
@@ -144,20 +164,23 @@ def _train(
       The best parameters, their step, and the record of each epoch; or None if a
       signal stopped it.
     """
-    table = cells.table.take(rows)
+    data, network, given = setup.data, setup.network, setup.given
     record = {
         "config": json.loads(config.to_json()),
-        "data_fingerprint": table.fingerprint(),
+        "data_fingerprint": data.table.fingerprint(),
         "weights": network.weights,
         "preprocessing": network.preprocessing.to_json(),
     }
+    text = partition_file.to_csv(data.table, partition)
     sharding.on_first_process(
-        lambda: outputs.write_partition(workdir, table, partition)
+        lambda: write_atomically(workdir / partition_file.PARTITION_FILE, text)
     )
     optimizer = optim.make_optimizer(config.optim, network.mask)
-    begin = network.shardings.put_replicated(state.create(network.params, optimizer))
+    # The state is used up in training, and the network is for other runs too.
+    params = jax.tree.map(jnp.copy, network.params)
+    begin = network.shardings.put_replicated(state.create(params, optimizer))
     reading = inputs.reading(config, config.train.batch_size)
-    training = rows[partition.train]
+    training = data.rows[partition.train]
     schedule = _schedule(config, len(training))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         latest = checkpoints.restore_latest(begin)
@@ -180,14 +203,14 @@ def _train(
                 network.shardings,
                 pipeline.training_batches(
                     given,
-                    cells.table,
+                    data.every,
                     training,
                     reading,
                     seed=config.seed,
                     start=step,
                 ),
                 lambda: pipeline.evaluation_batches(
-                    given, cells.table, rows[partition.validation], reading
+                    given, data.every, data.rows[partition.validation], reading
                 ),
                 schedule,
                 checkpoints=checkpoints,
@@ -229,51 +252,3 @@ def _class_weights(config: Config, label: np.ndarray) -> tuple[float, float]:
         return 1.0, 1.0
     hem, leukemic = (float(np.mean(label == value)) for value in (HEM, ALL))
     return 0.5 / hem, 0.5 / leukemic
-
-
-def _show_partition(table: CellTable, partition: Partition) -> None:
-    rows = []
-    for use, chosen in partition.rows().items():
-        counts = table.take(chosen).counts()
-        name = f"{use} ({partition.test_name})" if use == Split.TEST else str(use)
-        rows.append((name, *(f"{counts[key]:,}" for key in _COUNTS)))
-    terminal.show_table("Partition", ("", *_COUNTS), rows)
-    if partition.dropped:
-        terminal.say(
-            f"{partition.dropped:,} images are left out: their patients are tested"
-        )
-    if partition.leaky:
-        terminal.warn(f"the split is by image: {splits.LEAKY}; its scores flatter")
-
-
-def _show_layers(config: Config, network: Network) -> None:
-    """Prints the layer table of the paper, with what is frozen."""
-    layers: list[LayerRow] = layer_table(network.model.layers, config.data.image_size)
-    rows = [
-        (
-            layer.name,
-            ", ".join(map(str, layer.shape)),
-            f"{layer.parameters:,}",
-            _moves(network.mask.get(layer.name)),
-        )
-        for layer in layers
-    ]
-    rows.append(("", "", "", ""))
-    rows += [
-        (name, "", f"{network.counts[name]:,}", "")
-        for name in ("total", "trainable", "frozen")
-    ]
-    file = network.weights["file"] or "random"
-    terminal.show_table(
-        f"{config.model.name}, backbone weights: {file}",
-        ("layer", "output", "parameters", ""),
-        rows,
-    )
-
-
-def _moves(mask: Mapping[str, bool] | None) -> str:
-    """Returns what becomes of a layer's parameters."""
-    if mask is None:
-        return ""
-    states = {"trainable" if moves else "frozen" for moves in mask.values()}
-    return " / ".join(sorted(states))

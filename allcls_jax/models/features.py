@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from allcls_jax.data.packing import PackedCells
+from allcls_jax.data.copies import Cells
 from allcls_jax.data.pipeline import Batch
 from allcls_jax.errors import InputError
 from allcls_jax.models.preprocessing import Preprocessing
@@ -129,7 +129,7 @@ class Features:
 
 
 def open_features(
-    cells: PackedCells,
+    cells: Cells,
     backbone: VGG,
     params: Params,
     preprocessing: Preprocessing,

@@ -8,6 +8,7 @@ import numpy as np
 from allcls_jax import terminal
 from allcls_jax.config import Config
 from allcls_jax.data import pipeline, prepare
+from allcls_jax.data.copies import Cells
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.models import features
 from allcls_jax.models.vgg import split_at_features
@@ -41,7 +42,7 @@ def open_cells(config: Config) -> PackedCells:
 
 def make_inputs(
     config: Config,
-    cells: PackedCells,
+    cells: Cells,
     rows: np.ndarray,
     network: Network,
     compiled: Steps,
@@ -50,7 +51,7 @@ def make_inputs(
 
     Args:
       config: validated.
-      cells: the pack.
+      cells: the pack, or turned copies from it.
       rows: (n,) int64 rows of its table that the run uses.
       network: says what is frozen.
       compiled: its steps.

@@ -70,7 +70,7 @@ def test_records_and_images_come_back(tmp_path):
     assert packed.table.part.tolist() == ["train"] * 3 + ["prelim"] * 2
     assert packed.table.fold.tolist() == [0, 1, 2, -1, -1]
     for row, cell in enumerate(cells):
-        image = transforms.prepare(
+        image, area = transforms.prepare(
             cell.source.read(),
             name=cell.source.name,
             max_side=None,
@@ -78,6 +78,7 @@ def test_records_and_images_come_back(tmp_path):
             size=24,
         )
         assert np.array_equal(packed[row], image)
+        assert packed.table.area[row] == area
     with pytest.raises(IndexError):
         packed[5]
 

@@ -35,12 +35,15 @@ def _regions(mask: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize(
-    ("num_images", "num_patients"), [(240, 24), (12, 12), (101, 14), (700, 16)]
+    ("num_images", "num_patients", "share"),
+    [(240, 24, 0.5), (12, 12, 0.5), (101, 14, 0.5), (700, 16, 0.68), (90, 12, 0.2)],
 )
 def test_images_patients_and_folds_are_as_promised(
-    num_images: int, num_patients: int
+    num_images: int, num_patients: int, share: float
 ) -> None:
-    config = SyntheticConfig(num_images=num_images, num_patients=num_patients, seed=3)
+    config = SyntheticConfig(
+        num_images=num_images, num_patients=num_patients, all_share=share, seed=3
+    )
     files = synthetic.cells(config)
     half = num_patients // 2
     assert len(files) == len({file.image_id for file in files}) == num_images
@@ -49,7 +52,8 @@ def test_images_patients_and_folds_are_as_promised(
     names[HEM] = [f"H{name}" for name in names[ALL]]
     for label, ending in ((ALL, "all"), (HEM, "hem")):
         mine = [file for file in files if file.label == label]
-        assert abs(len(mine) - num_images / 2) < 1
+        expected = num_images * (share if label == ALL else 1 - share)
+        assert abs(len(mine) - expected) < 1
         counts = dict.fromkeys(names[label], 0)
         folds: dict[str, int] = {}
         for file in mine:

@@ -195,53 +195,67 @@ def test_png_comes_back_exactly():
 # --- prepare
 
 
+def square(data: bytes, **settings) -> np.ndarray:
+    return prepare(data, **settings)[0]
+
+
+@pytest.mark.parametrize("kind", ["BMP", "JPEG"])
+def test_the_area_is_that_of_the_cell_as_it_came(kind: str):
+    cell = cell_image()
+    pixels = np.count_nonzero(cell.any(axis=-1))
+    for crop, size in ((None, 64), (100, 32)):
+        data = encode(cell, kind)
+        _, area = prepare(data, name="x", max_side=SIDE, crop=crop, size=size)
+        assert area == pytest.approx(pixels, rel=0 if kind == "BMP" else 0.02)
+
+
 def test_final_part_is_cut_to_its_centre_first():
     cell = cell_image()
     wide = transforms.centre_square(cell, 600)
     assert (
-        prepare(
+        square(
             encode(wide, "BMP"), name="x", max_side=SIDE, crop=None, size=224
         ).tobytes()
         == (
-            prepare(encode(cell, "BMP"), name="x", max_side=SIDE, crop=None, size=224)
+            square(encode(cell, "BMP"), name="x", max_side=SIDE, crop=None, size=224)
         ).tobytes()
     )
 
 
 def test_smaller_picture_is_not_cut():
     cell = cell_image(300)
-    image = prepare(encode(cell, "PNG"), name="x", max_side=450, crop=None, size=300)
+    image = square(encode(cell, "PNG"), name="x", max_side=450, crop=None, size=300)
     np.testing.assert_array_equal(image, cell)
 
 
 @pytest.mark.parametrize("shape", [(30, 50, 3), (50, 30, 3)])
 def test_picture_that_is_no_square_keeps_its_proportions(shape: tuple[int, ...]):
     photo = 60 + random_pixels(0, shape) // 2
-    image = prepare(encode(photo, "PNG"), name="x", max_side=None, crop=None, size=50)
+    image = square(encode(photo, "PNG"), name="x", max_side=None, crop=None, size=50)
     np.testing.assert_array_equal(image, transforms.centre_square(photo, 50))
 
 
 @pytest.mark.parametrize("crop", [300, 500])
 def test_crop_is_a_centre_square_before_resizing(crop: int):
     cell = cell_image()
-    image = prepare(encode(cell, "PNG"), name="x", max_side=450, crop=crop, size=64)
+    image = square(encode(cell, "PNG"), name="x", max_side=450, crop=crop, size=64)
     expected = transforms.resize(transforms.centre_square(cell, crop), 64)
     np.testing.assert_array_equal(image, expected)
 
 
 def test_bad_picture_is_named():
     with pytest.raises(BadImage, match=r"a/b\.bmp: the file is empty"):
-        prepare(b"", name="a/b.bmp", max_side=None, crop=None, size=64)
+        square(b"", name="a/b.bmp", max_side=None, crop=None, size=64)
 
 
 def _assert_equal_from_bmp_and_jpeg(cell: np.ndarray) -> None:
     """The same cell must not tell by its values in which format it was kept."""
     whole = {"max_side": SIDE, "crop": None, "name": "x"}
     bmp, jpeg = encode(cell, "BMP"), encode(cell, "JPEG", quality=95)
-    a, b = (prepare(data, size=224, **whole) for data in (bmp, jpeg))
+    a, b = (square(data, size=224, **whole) for data in (bmp, jpeg))
     difference = np.abs(a.astype(int) - b)
     assert difference.mean() < 0.25
-    a, b = (prepare(data, size=SIDE, **whole) for data in (bmp, jpeg))
+    a, b = (square(data, size=SIDE, **whole) for data in (bmp, jpeg))
     zero_a, zero_b = ((image == 0).all(-1) for image in (a, b))
     assert (zero_a != zero_b).mean() < 3e-4
     # Beyond the edge itself there is not one pixel of difference.

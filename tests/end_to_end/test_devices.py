@@ -126,8 +126,9 @@ def test_two_processes_train_as_one(folder, one_device, tmp_path):
     finished = run_two(tmp_path, *FLAGS, f"--workdir={workdir}")
     for code, _, stderr in finished:
         assert code == 0, stderr
-    assert "Results" in finished[0][1]
-    assert "Results" not in finished[1][1], "only the first process speaks"
+    told = "Test: official fold 2"
+    assert told in finished[0][1]
+    assert told not in finished[1][1], "only the first process speaks"
     device = results(workdir)["provenance"]["device"]
     assert (device["count"], device["processes"]) == (2, 2)
     assert_same_training(workdir, one_device)

@@ -50,6 +50,7 @@ def test_a_run_leaves_all_its_files(finished):
         "config.json",
         "confusion_matrix.png",
         "curves.png",
+        "evaluation.json",
         "metrics.jsonl",
         "partition.csv",
         "predictions.csv",
@@ -73,7 +74,7 @@ def test_the_terminal_tells_the_run(finished):
         "9,346",
         "4,866",
         "4,480",
-        "Results — synthetic cells — random backbone weights",
+        "official fold 2 — synthetic cells — random backbone weights",
         "weighted f1",
         "Research use only. Not a medical device.",
     ):
@@ -106,11 +107,16 @@ def test_figures_are_scikit_learns_over_the_table(finished):
     assert list(rows[0]) == [
         "image_id",
         "patient",
+        "group",
         "label",
         "probability",
         "part",
         "fold",
         "split",
+        "area",
+        "repeat",
+        "test_fold",
+        "seed",
     ]
     assert {row["split"] for row in rows} == {"validation", "test"}
     for split in ("validation", "test"):
@@ -210,7 +216,13 @@ def test_a_checkpoint_is_evaluated_on_another_folder(folder, finished, tmp_path)
     assert results["run"]["source"] == "synthetic"
     assert "trained on synthetic cells" in results["notes"]
     rows = predictions_of(output)
-    assert {row["split"] for row in rows} == {"test"}
+    validation = [row for row in rows if row["split"] == "validation"]
+    assert validation == [
+        row for row in predictions_of(workdir) if row["split"] == "validation"
+    ]
+    thresholds = json.loads((output / "evaluation.json").read_text())["thresholds"]
+    of_run = json.loads((workdir / "evaluation.json").read_text())["thresholds"]
+    assert [t["values"] for t in thresholds] == [t["values"] for t in of_run]
     assert (workdir / "results.json").read_bytes() == before
 
 
@@ -305,7 +317,7 @@ def test_mistakes_on_the_command_line_are_told_in_one_line(tmp_path):
         ((*command.TINY, "--noconfig.train.cahe_features"), "train.cache_features?"),
         ((*command.TINY, "--config.data[0]=x"), "did you mean --config.data?"),
         ((*command.TINY, "--config.data=x"), "--config.data=x"),
-        ((*command.TINY, "--config.data.split=groups"), "official|grouped|image"),
+        ((*command.TINY, "--config.data.split=groups"), "official|grouped|image|"),
         ((*command.TINY, "--config.data.limit=many"), "many"),
         ((*command.TINY, "--workdr=x"), "workdr"),
         ((*command.TINY, "surplus"), "surplus"),

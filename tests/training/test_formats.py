@@ -38,7 +38,7 @@ def check(cells: list[np.ndarray], params, layers, size: int) -> None:
         prepared = [
             transforms.prepare(
                 encode(cell, kind), name=kind, max_side=450, crop=None, size=size
-            )
+            )[0]
             for cell in cells
         ]
         found[kind] = probabilities(params, layers, np.stack(prepared))

@@ -1,0 +1,1 @@
+"""Simple classifiers, fitted and tested on the very splits of a run."""

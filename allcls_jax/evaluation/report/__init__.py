@@ -1,0 +1,1 @@
+"""One page, a model card and the CLAIM checklist, from what a run has left."""

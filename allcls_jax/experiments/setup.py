@@ -1,0 +1,167 @@
+"""What runs have in common: cells, network, inputs; made once, used by every fold."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from allcls_jax import terminal
+from allcls_jax.config import Config, SplitKind
+from allcls_jax.data import copies, pipeline, prepare, splits
+from allcls_jax.data.cells import CellTable
+from allcls_jax.data.packing import PackedCells
+from allcls_jax.models.vgg import LayerRow, layer_table
+from allcls_jax.training import inputs, optim, steps
+from allcls_jax.training.network import Network, build
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The cells of a configuration.
+
+    Attributes:
+      config: with what was left open filled in.
+      cells: the pack.
+      copies: turned copies, where the split wants them.
+      every: records of the pack, and below it of the copies.
+      rows: (n,) int64 rows of `every` that take part.
+      table: their records.
+    """
+
+    config: Config
+    cells: PackedCells
+    copies: copies.TurnedCopies | None
+    every: CellTable
+    rows: np.ndarray
+    table: CellTable
+
+    def partition(self, config: Config) -> splits.Partition:
+        """Divides the cells as a run's configuration says."""
+        pairs = [] if self.copies is None else self.copies.pairs()
+        return splits.partition(self.table, config.data, seed=config.seed, copies=pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that a run needs but its partition.
+
+    Attributes:
+      config: with what was left open filled in; of which its data section says who
+        tests, which a run may change.
+      data: the cells.
+      network: with its parameters in place.
+      given: what the network is given of each cell.
+    """
+
+    config: Config
+    data: Data
+    network: Network
+    given: pipeline.Inputs
+    _compiled: dict[tuple[float, float], steps.Steps]
+
+    def compiled(self, class_weights: tuple[float, float]) -> steps.Steps:
+        """Returns the steps; those of other runs with the same class weights."""
+        if class_weights not in self._compiled:
+            self._compiled[class_weights] = _make_steps(
+                self.config, self.network, class_weights
+            )
+        return self._compiled[class_weights]
+
+
+def open_data(config: Config) -> Data:
+    """Opens the cells, packing them on first use.
+
+    Raises:
+      InputError: if they cannot be read, or not be divided as the configuration says.
+    """
+    cells = inputs.open_cells(config)
+    rows = splits.limit(cells.table, config.data.limit)
+    kind = splits.split_kind(cells.table.take(rows), config.data)
+    config = config.resolved(cells.source, kind)
+    if kind is not SplitKind.IMAGE_COPIES:
+        table = cells.table.take(rows)
+        return Data(config, cells, None, cells.table, rows, table)
+    turned, every = copies.balance(cells, rows, repeat=config.data.repeat)
+    rows = np.concatenate([rows, np.arange(len(cells), len(every))])
+    return Data(config, cells, turned, every, rows, every.take(rows))
+
+
+def set_up(config: Config, data: Data) -> Setup:
+    """Builds the network and computes what is missing of its frozen part's features.
+
+    Args:
+      config: as `data.config`, save that a run's seed and split may differ.
+      data: the cells.
+    """
+    network = build(config, data.cells.source, cache_dir=inputs.cache_dir(config))
+    one = (1.0, 1.0)
+    compiled = {one: _make_steps(config, network, one)}
+    number = len(data.cells)
+    own = data.rows[data.rows < number]
+    given = inputs.make_inputs(config, data.cells, own, network, compiled[one])
+    if data.copies is not None and len(data.copies):  # none where classes are even
+        rows = np.arange(len(data.copies))
+        lower = inputs.make_inputs(config, data.copies, rows, network, compiled[one])
+        given = pipeline.Joined(given, lower, number)
+    return Setup(config, data, network, given, compiled)
+
+
+def layer_rows(config: Config, network: Network) -> list[dict[str, object]]:
+    """Returns the paper's layer table: `name`, `output`, `parameters`, `state`."""
+    layers: list[LayerRow] = layer_table(network.model.layers, config.data.image_size)
+    rows: list[dict[str, object]] = []
+    for layer in layers:
+        moves = {bool(m) for m in network.mask.get(layer.name, {}).values()}
+        state = " / ".join("trainable" if m else "frozen" for m in sorted(moves))
+        rows.append(
+            {
+                "name": layer.name,
+                "output": list(layer.shape),
+                "parameters": layer.parameters,
+                "state": state,
+            }
+        )
+    return rows
+
+
+def show_layers(config: Config, network: Network) -> None:
+    """Prints the layer table of the paper, with what is frozen."""
+    rows: list[Sequence[object]] = []
+    for name, shape, parameters, state in map(dict.values, layer_rows(config, network)):
+        assert isinstance(shape, list)
+        rows.append((name, ", ".join(map(str, shape)), f"{parameters:,}", state))
+    rows.append(("", "", "", ""))
+    rows += [
+        (name, "", f"{network.counts[name]:,}", "")
+        for name in ("total", "trainable", "frozen")
+    ]
+    file = network.weights["file"] or "random"
+    terminal.show_table(
+        f"{config.model.name}, backbone weights: {file}",
+        ("layer", "output", "parameters", ""),
+        rows,
+    )
+
+
+def show_cells(data: Data) -> None:
+    """Prints the numbers of images and patients."""
+    prepare.show_counts(data.cells)
+    if data.copies is not None and len(data.copies):
+        terminal.warn(
+            f"{len(data.copies):,} turned copies balance the classes before the split "
+            "by image: a cell and its copies may stand on both sides"
+        )
+
+
+def _make_steps(
+    config: Config, network: Network, class_weights: tuple[float, float]
+) -> steps.Steps:
+    return steps.make_steps(
+        network.model,
+        network.preprocessing,
+        optim.make_optimizer(config.optim, network.mask),
+        network.mask,
+        network.shardings,
+        class_weights=class_weights,
+        seed=config.seed,
+    )

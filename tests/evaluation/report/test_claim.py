@@ -1,0 +1,76 @@
+import json
+import re
+
+import pytest
+
+from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax.evaluation.report import claim
+from allcls_jax.evaluation.report.answers import NOT_AVAILABLE, answers
+from allcls_jax.evaluation.report.record import read
+from tests.evaluation import report_folders
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory):
+    return report_folders.write_run(tmp_path_factory.mktemp("claim") / "run")
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every row of the tables, headers left out."""
+    lines = [line for line in text.splitlines() if re.match(r"\| [\d–]+ \|", line)]
+    lines = [line for line in lines if not line.startswith("| 2020")]
+    return [re.split(r" (?<!\\)\| ", line.strip("| ")) for line in lines]
+
+
+def test_every_item_of_both_versions_is_there_once():
+    old = sorted(item.old for item in claim.items() if item.old)
+    new = sorted(item.new for item in claim.items() if item.new)
+    assert old == list(range(1, 43))
+    assert new == list(range(1, 45))
+    assert all(item.old or item.new for item in claim.items())
+
+
+def test_every_item_has_an_answer_in_the_document(workdir):
+    found = rows(claim.render(read(workdir)))
+    assert len(found) == len(list(claim.items()))
+    assert all(len(row) == 4 and row[3].strip() for row in found)
+
+
+def test_what_no_record_holds_is_not_available(workdir):
+    answer = {row[1]: row[3] for row in rows(claim.render(read(workdir)))}
+    for number in ("4", "8", "11", "13", "18", "31", "34", "44"):
+        assert answer[number] == NOT_AVAILABLE
+    assert answer["33"].startswith(NOT_AVAILABLE)
+
+
+def test_answers_are_those_of_the_record(workdir):
+    answer = {row[1]: row[3] for row in rows(claim.render(read(workdir)))}
+    entry = json.loads((workdir / "evaluation.json").read_text())
+    auroc = entry["figures"]["by_image"]["auroc"]
+    assert f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f}–" in answer["38"]
+    assert "Retrospective" in answer["5"]
+    assert "26,447,682 total" in answer["22"]
+    assert "folds drawn by group of patients" in answer["19"]
+    assert answer["20"].startswith("Patient")
+    assert "learning rate 0.0001" in answer["25"]
+
+
+def test_a_leaky_split_is_answered_as_one(tmp_path):
+    settings = report_folders.config(split="image")
+    workdir = report_folders.write_run(tmp_path / "run", settings=settings)
+    results = json.loads((workdir / "results.json").read_text())
+    results["data"]["leaky"] = True
+    (workdir / "results.json").write_text(json.dumps(results))
+    answer = {row[1]: row[3] for row in rows(claim.render(read(workdir)))}
+    assert "patients stand on both sides" in answer["20"]
+
+
+def test_an_empty_record_answers_nothing_that_it_does_not_know(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    told = answers(read(tmp_path))
+    known = {name for name, text in told.items() if not text.startswith(NOT_AVAILABLE)}
+    # What this package does with every run, and what it says of every page.
+    assert known == {"disclaimer", "kind", "selection"}
+    text = claim.render(read(tmp_path))
+    assert DISCLAIMER in text
+    assert "Retrospective" not in text
