@@ -307,4 +307,4 @@ def _agreements(fine: np.ndarray, pairs: _Pairs) -> np.ndarray:
             )
             product = np.fft.irfft2(one * np.conj(other), (_SIDE, _SIDE))
             result[part] = product[:, shifts[:, np.newaxis], shifts].max(axis=(1, 2))
-    return result
+    return np.minimum(result, 1)  # rounding

@@ -64,7 +64,6 @@ def slope(
     binned = _binned(standard, weights, order)
     if binned is not None:
         begin = _newton(*binned, target, begin)
-        begin[:, np.isnan(begin[1])] = 0
     fitted = _newton(standard, weights, target, begin)[1]
     if len(again := np.flatnonzero(np.isnan(fitted))):
         begin = np.zeros((2, len(again)))

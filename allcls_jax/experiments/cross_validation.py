@@ -204,6 +204,7 @@ def _pool(
             "left_out": partitions[0].left_out,
         },
         "weights": last["weights"],
+        "preprocessing": last["preprocessing"],
         "parameters": last["parameters"],
         "layers": last["layers"],
         "runs": runs,

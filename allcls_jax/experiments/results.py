@@ -1,5 +1,6 @@
 """What a run leaves in its folder and shows at its end."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,18 @@ def data_record(data: Data, config: Config) -> dict[str, Any]:
         "fingerprint": data.table.fingerprint(),
         "split": str(split),
         "leaky": split.leaky,
-        "groups": config.data.groups,
+        "groups": _groups_file(config.data.groups),
         "skipped": len(data.cells.skipped),
         "counts": {"all": data.table.counts()},
     }
+
+
+def _groups_file(path: str | None) -> str | None:
+    """Returns which file named the groups, and what it held."""
+    if path is None:
+        return None
+    content = Path(path).expanduser().read_bytes()
+    return f"{Path(path).name} (sha256 {hashlib.sha256(content).hexdigest()[:16]}…)"
 
 
 def notes(cells: PackedCells, weights: Mapping[str, Any], *, leaky: bool) -> list[str]:
@@ -124,10 +133,41 @@ def conclude(folder: Path, results: Mapping[str, Any], config: Config) -> None:
     title = f"Test: {results['data']['test_set']}{leaky}"
     title += "".join(f" — {note}" for note in results["notes"])
     terminal.show_table(title, *assessment.rows(found))
+    if found["counts"]["runs"] > 1:
+        _show_folds(found)
     for note in (*results["notes"], *found["warnings"]):
         terminal.warn(note)
     terminal.say(f"{terminal.duration(results['seconds'])}; all of it in {folder}")
     terminal.say(DISCLAIMER)
+
+
+def _show_folds(found: Mapping[str, Any]) -> None:
+    """Prints each fold's figures, and those of all folds together, over seeds."""
+    names = ("accuracy", "balanced_accuracy", "weighted_f1", "auroc")
+
+    def cells(figures: Mapping[str, Any]) -> list[str]:
+        told = []
+        for name in names:
+            mean, spread = figures[name]["mean"], figures[name]["sd"]
+            text = "undefined" if mean is None else f"{mean:.3f}"
+            told.append(text if spread is None else f"{text} ± {spread:.3f}")
+        return told
+
+    many = len({row["repeat"] for row in found["by_fold"]}) > 1
+    rows: list[Sequence[object]] = [
+        (
+            f"fold {row['test_fold']}" + (f", repeat {row['repeat']}" if many else ""),
+            f"{row['images']:,}",
+            row["patients"],
+            *cells(row["figures"]),
+        )
+        for row in found["by_fold"]
+    ]
+    counts = found["counts"]
+    pooled = (f"{counts['images']:,}", counts["patients"], *cells(found["spread"]))
+    rows += [("",) * 7, ("pooled", *pooled)]
+    header = ("", "images", "patients", *(name.replace("_", " ") for name in names))
+    terminal.show_table("By fold: mean ± standard deviation over seeds", header, rows)
 
 
 def in_one_line(results: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """One run: from a configuration to the files in its workdir."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -133,6 +134,7 @@ def run(
                 "left_out": partition.left_out,
             },
             "weights": network.weights,
+            "preprocessing": dataclasses.asdict(network.preprocessing),
             "parameters": network.counts,
             "layers": layer_rows(config, network),
             "best": {"epoch": best_step // per_epoch, "step": best_step},

@@ -15,6 +15,7 @@ from allcls_jax.data.cells import CellTable
 from allcls_jax.evaluation.assessment import assess
 from allcls_jax.evaluation.predictions import Predictions, concatenate
 from allcls_jax.models import vgg
+from allcls_jax.models.preprocessing import CAFFE
 
 NUM_RESAMPLES = 100
 
@@ -169,6 +170,7 @@ def results(
         },
         "weights": weights
         or {"source": "imagenet", "file": "vgg19_notop.h5", "sha256": "ab" * 32},
+        "preprocessing": dataclasses.asdict(CAFFE),
         "parameters": {"total": 26447682, "trainable": 6423298, "frozen": 20024384},
         "layers": [
             {

@@ -81,6 +81,8 @@ def drawn(
                 )
                 given.test_fold[:] = part
                 given.fold[:] = fold
-                chosen = fold == part if split == Split.TEST else fold >= 0
+                chosen = fold == part
+                if split == Split.VALIDATION and folds > 1:
+                    chosen = ~chosen  # each run has other patients to validate with
                 tables.append(given.take(chosen))
     return concatenate(tables)

@@ -185,6 +185,26 @@ def test_more_seeds_of_the_same_patients_do_not_narrow_an_interval():
                 assert second[way][name][key] == pytest.approx(value), (way, name)
 
 
+def test_a_resample_is_the_same_in_every_pass():
+    """A pass and its opposite have an accuracy of one half together, in each."""
+    one = drawn(12, 12)
+    opposite = dataclasses.replace(
+        one, probability=1 - one.probability, seed=one.seed + 1
+    )
+    table = concatenate([one, opposite])
+    entry = summarise(table, **QUICK)["figures"]["by_image"]["accuracy"]
+    assert entry["value"] == pytest.approx(0.5)
+    assert "0.5000 in every resample" in entry["reason"]
+
+
+def test_patients_of_one_image_each_have_the_same_figures_in_every_way():
+    found = summarise(drawn(20, 15, images=1), **QUICK)["figures"]
+    for name, entry in found["by_patient"].items():
+        for key in ("value", "low", "high"):
+            assert entry[key] == pytest.approx(found["by_image"][name][key]), name
+            assert entry[key] == pytest.approx(found["patients_equal"][name][key])
+
+
 def test_curves_histogram_and_patients_belong_to_the_same_rows(table, found):
     test = table.of("test")
     roc = found["roc"]

@@ -86,16 +86,32 @@ def test_images_without_weight_do_not_make_classes_overlap():
     assert np.isnan(found[1:]).all()
 
 
+# Two images far out, on the wrong sides, the rest close together: from nil a plain step
+# of Newton's overshoots, and never settles.
+FAR_OUT = (
+    [-16.0, -0.012, -0.008, 0.001, 0.004, 0.005, 0.011, 0.02, 16.0],
+    [1, 1, 0, 0, 1, 1, 0, 1, 0],
+    [23.0, 17, 14, 3, 2, 10, 24, 15, 16],
+)
+
+
+@pytest.mark.parametrize("times", [1, 100])
+def test_a_fit_settles_where_plain_steps_run_away(times):
+    logits, label, weight = (np.repeat(column, times) for column in FAR_OUT)
+    found = cox.slope(label, of_logits(logits), weight[None])
+    expected = likeliest(label, logits, weight)[1]
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    assert expected == pytest.approx(-2.08982, abs=1e-4)
+
+
 @pytest.mark.parametrize("seed", range(8))
-def test_hard_cases_settle_where_a_plain_step_runs_away(seed):
-    """Few images, far apart, nearly separated: the steps have to be shortened."""
+def test_nearly_separated_classes_have_a_steep_slope(seed):
     rng = np.random.default_rng(seed)
     logits = np.concatenate([rng.normal(8, 0.1, 30), rng.normal(-8, 3, 5), [7.9, 8.0]])
     label = np.concatenate([np.ones(30), np.zeros(5), [0, 1]]).astype(np.int64)
     weights = rng.integers(1, 9, size=(1, len(label))).astype(np.float64)
     found = cox.slope(label, of_logits(logits), weights)
-    clipped = cox.logit(of_logits(logits))
-    expected = likeliest(label, clipped, weights[0])[1]
+    expected = likeliest(label, cox.logit(of_logits(logits)), weights[0])[1]
     np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 

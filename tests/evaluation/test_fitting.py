@@ -186,6 +186,17 @@ def test_the_abstention_curve_ends_at_the_error_of_all_images():
         assert point["low"] <= point["error"] <= point["high"]
 
 
+def test_the_calls_of_an_abstention_curve_are_those_of_the_model():
+    """A temperature must not round a probability just above a half down to it."""
+    just_above = float(np.nextafter(0.5, 1))
+    validation = rows([1, 0, 1, 0], [0.999, 0.999, 0.99, 0.001], split="validation")
+    table = concatenate([validation, rows([1, 0], [just_above, 0.2])])
+    given, fits = given_of(table), fitting.fit(table)
+    after = fitting.calibrated(given, fits)
+    assert after[0].probability[0] == 0.5
+    assert fitting.abstention(given, after)[-1]["error"] == 0
+
+
 def test_curves_of_one_class_have_no_band():
     given = given_of(rows([1, 1, 1], [0.9, 0.3, 0.6]))
     fits = fitting.fit(given.test)

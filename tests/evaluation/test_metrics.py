@@ -91,6 +91,14 @@ def test_a_constant_classifier_has_no_ppv_and_no_slope():
     assert found["mcc"] == 0.0
 
 
+def test_mcc_of_a_constant_call_is_nil_whatever_the_weights():
+    label = np.array([1, 1, 0, 1, 0, 0, 1])
+    for seed in range(50):
+        weight = np.random.default_rng(seed).random(7)
+        found = metrics.measure(label, np.full(7, 0.9), weight=weight, names=["mcc"])
+        assert found == {"mcc": 0.0}
+
+
 def test_separated_classes_have_no_slope():
     found = metrics.figures(rows([1, 1, 0, 0], [0.9, 0.8, 0.3, 0.2]))
     assert found["calibration_slope"] is None

@@ -117,9 +117,13 @@ def _preprocessing(folder: Folder) -> str:
     size = data["image_size"]
     crop = data.get("crop")
     cut = "the whole image" if crop is None else f"the centre {crop} × {crop} pixels"
+    given = folder.result("preprocessing")
+    order, mean = str(given["channel_order"]).upper(), given["mean"]
+    scaled = set(given["scale"]) != {1.0}
     return (
-        f"Background set to 0; {cut} resized to {size} × {size} pixels; channel order "
-        "and mean as the weights ask for"
+        f"Background set to 0; {cut} resized to {size} × {size} pixels; channels "
+        f"{order}, less {', '.join(f'{value:.3f}' for value in mean)} grey levels"
+        + (", each scaled by its own factor" if scaled else "")
     )
 
 
