@@ -6,15 +6,13 @@ Every file gets a record, the broken ones too: nothing here stops at one of them
 import dataclasses
 import enum
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from allcls_jax import terminal
-from allcls_jax.data import transforms
+from allcls_jax.data import threads, transforms
 from allcls_jax.data.cells import CellFile, Part
 from allcls_jax.data.twins import Sketch, sketch
 
@@ -100,19 +98,14 @@ def inspect(cell: CellFile) -> Inspected:
 
 def inspect_all(cells: Sequence[CellFile]) -> list[Inspected]:
     """Returns what is found in each file, in order, with progress on the terminal."""
-    threads = os.cpu_count() or 1
     found = []
     with (
-        ThreadPoolExecutor(threads) as pool,
+        threads.in_threads(inspect, cells) as inspected,
         terminal.track("reading", len(cells), "images") as advance,
     ):
-        try:
-            for one in pool.map(inspect, cells):
-                found.append(one)
-                advance(1)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for one in inspected:
+            found.append(one)
+            advance(1)
     for part in Part:
         _mark_outliers([one for one in found if one.cell.part is part])
     return found

@@ -8,15 +8,17 @@ would be everybody's.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
 
 from allcls_jax import terminal
+from allcls_jax.data import threads
 
 # Root mean square difference of two coarse looks, grey levels of 255. It bounds the
 # work: of the pairs just beyond it, one in thousands is of the same cell.
@@ -50,7 +52,7 @@ _DIRECTIONS, _SAMPLE = 96, 1500
 # Most alike pictures of each that are compared finely. Pictures that are all alike
 # would otherwise make as many pairs as their number's square.
 _NEAREST = 100
-_QUERIES, _PAIRS = 512, 1024  # worked on at a time, to bound the memory
+_QUERIES, _PAIRS, _THREADS = 512, 1024, 4  # worked on at a time: bound the memory
 
 # (quarter turns, mirrored) of all eight views of a picture, the plain one first.
 VIEWS = tuple((turns, mirror) for mirror in (False, True) for turns in range(4))
@@ -118,20 +120,33 @@ def find_twins(
         return []
     coarse = np.stack([sketches[i].coarse for i in numbers])
     fine = np.stack([f for f in (sketches[i].fine for i in numbers) if f is not None])
+    starts = range(0, len(coarse), _QUERIES)
     best: dict[tuple[int, int], Twins] = {}
-    for pairs in _alike(coarse, distance):
-        agreements = _agreements(fine, pairs)
-        for row in np.flatnonzero(agreements >= agreement).tolist():
-            twins = Twins(
-                first=numbers[pairs.first[row]],
-                second=numbers[pairs.second[row]],
-                distance=float(pairs.distance[row]),
-                agreement=float(agreements[row]),
-                view=VIEWS[pairs.view[row]],
-            )
-            key = twins.first, twins.second
-            if key not in best or best[key].agreement < twins.agreement:
-                best[key] = twins
+    # The threads of BLAS wait for each other at every step, ten times as long as they
+    # compute where another program wants the processors: ours do not.
+    with threadpool_limits(1), terminal.track("comparing", len(coarse), "cells") as add:
+        alike = _alike(coarse, distance)
+
+        def compare(start: int) -> tuple[_Pairs, np.ndarray]:
+            pairs = alike(start)
+            return pairs, _agreements(fine, pairs)
+
+        with threads.in_threads(
+            compare, starts, most=_THREADS, initializer=lambda: threadpool_limits(1)
+        ) as compared:
+            for start, (pairs, agreements) in zip(starts, compared, strict=True):
+                for row in np.flatnonzero(agreements >= agreement).tolist():
+                    twins = Twins(
+                        first=numbers[pairs.first[row]],
+                        second=numbers[pairs.second[row]],
+                        distance=float(pairs.distance[row]),
+                        agreement=float(agreements[row]),
+                        view=VIEWS[pairs.view[row]],
+                    )
+                    key = twins.first, twins.second
+                    if key not in best or best[key].agreement < twins.agreement:
+                        best[key] = twins
+                add(min(_QUERIES, len(coarse) - start))
     return [best[key] for key in sorted(best)]
 
 
@@ -211,8 +226,11 @@ def _fine(cell: np.ndarray, bright: np.ndarray) -> np.ndarray | None:
     return (texture / norm).astype(np.float16)
 
 
-def _alike(coarse: np.ndarray, distance: float) -> Iterator[_Pairs]:
-    """Yields the pairs that are coarsely alike in any view, some cells at a time.
+def _alike(coarse: np.ndarray, distance: float) -> Callable[[int], _Pairs]:
+    """Returns a function that gives the pairs that are coarsely alike in any view.
+
+    Of all pairs it gives those whose first cell is one of the `_QUERIES` from the
+    number that it is called with.
 
     Args:
       coarse: (n, 32, 32, 3) float32, n at least 2.
@@ -223,32 +241,31 @@ def _alike(coarse: np.ndarray, distance: float) -> Iterator[_Pairs]:
     project = _projection(coarse)
     neighbours = NearestNeighbors(radius=1.001 * distance * scale, algorithm="brute")
     neighbours.fit(project(flat))
-    with terminal.track("comparing", len(coarse), "cells") as advance:
-        for start in range(0, len(coarse), _QUERIES):
-            queries = coarse[start : start + _QUERIES]
-            found = []
-            for number, view in enumerate(VIEWS):
-                views = _turned(queries, view).reshape(len(queries), -1)
-                near = neighbours.radius_neighbors(
-                    project(views), return_distance=False
+
+    def pairs_from(start: int) -> _Pairs:
+        queries = coarse[start : start + _QUERIES]
+        found = []
+        for number, view in enumerate(VIEWS):
+            views = _turned(queries, view).reshape(len(queries), -1)
+            near = neighbours.radius_neighbors(project(views), return_distance=False)
+            query = np.repeat(np.arange(len(queries)), [len(rows) for rows in near])
+            other = np.concatenate(near)
+            # The other half of the pairs comes with the other's inverse views.
+            later = other > start + query
+            query, other = query[later], other[later]
+            exact = _differences(views, query, flat, other) / scale
+            kept = exact <= distance
+            found.append(
+                _Pairs(
+                    start + query[kept],
+                    other[kept],
+                    np.full(np.count_nonzero(kept), number),
+                    exact[kept],
                 )
-                query = np.repeat(np.arange(len(queries)), [len(rows) for rows in near])
-                other = np.concatenate(near)
-                # The other half of the pairs comes with the other's inverse views.
-                later = other > start + query
-                query, other = query[later], other[later]
-                exact = _differences(views, query, flat, other) / scale
-                kept = exact <= distance
-                found.append(
-                    _Pairs(
-                        start + query[kept],
-                        other[kept],
-                        np.full(np.count_nonzero(kept), number),
-                        exact[kept],
-                    )
-                )
-            yield _nearest(_Pairs(*map(np.concatenate, zip(*found, strict=True))))
-            advance(len(queries))
+            )
+        return _nearest(_Pairs(*map(np.concatenate, zip(*found, strict=True))))
+
+    return pairs_from
 
 
 def _projection(coarse: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

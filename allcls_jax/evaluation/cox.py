@@ -65,11 +65,17 @@ def slope(
     if binned is not None:
         begin = _newton(*binned, target, begin)
     fitted = _newton(standard, weights, target, begin)[1]
-    if len(again := np.flatnonzero(np.isnan(fitted))):
-        begin = np.zeros((2, len(again)))
-        fitted[again] = _newton(
-            standard, weights[again], target[:, again], begin, damped=True
-        )[1]
+    for damped in (False, True):
+        if len(again := np.flatnonzero(np.isnan(fitted))):
+            begin = np.zeros((2, len(again)))
+            fitted[again] = _newton(
+                standard,
+                weights[again],
+                target[:, again],
+                begin,
+                limit=1000,
+                damped=damped,
+            )[1]
     result[exists] = fitted / spread
     return result
 
@@ -145,6 +151,7 @@ def _newton(
     target: np.ndarray,
     begin: np.ndarray,
     *,
+    limit: int = 15,
     damped: bool = False,
 ) -> np.ndarray:
     """Returns (2, b) constants and slopes by Newton's method, NaN where unsettled.
@@ -154,15 +161,16 @@ def _newton(
       weights: (b, n) under each of which the likeliest slope is finite.
       target: (2, b) sums over ALL of weights, and of weights times regressor.
       begin: (2, b).
-      damped: shortens the steps as the loss's self-concordance asks for, which settles
-        always, slowly; else nearly always, at once.
+      limit: of the number of steps; nearly always five suffice.
+      damped: shortens the steps as the loss's self-concordance asks for: they never run
+        away, and may take long.
     """
     square = regressor**2
     reach = np.max(np.abs(regressor))
     found = begin.copy()
     settled = np.zeros(len(weights), dtype=bool)
     with np.errstate(all="ignore"):  # where it runs away; NaN tells
-        for _ in range(1000 if damped else 15):
+        for _ in range(limit):
             called = np.multiply.outer(-found[1], regressor)
             called -= found[0][:, None]
             np.exp(called, out=called)

@@ -48,7 +48,9 @@ NAMES = (
 _REASONS = {
     "ppv": "no image is called ALL",
     "npv": "no image is called HEM",
-    "calibration_slope": "a cut of P(ALL) (all but) separates the classes, or it is constant",
+    "calibration_slope": (
+        "a cut of P(ALL) separates the classes, or nearly so, or it is constant"
+    ),
 }
 
 # Which classes a figure is undefined without.

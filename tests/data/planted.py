@@ -75,8 +75,8 @@ def copies(number: int) -> Copies:
         for kind, file in {
             "original": pictures.encode(image, "BMP"),
             "same bytes": pictures.encode(image, "BMP"),
-            "turned": pictures.encode(turn(image, view), "PNG"),
-            "shifted": pictures.encode(shift(image, rng), "PNG"),
+            "turned": pictures.encode(turn(image, view), "BMP"),
+            "shifted": pictures.encode(shift(image, rng), "BMP"),
             "encoded": jpeg(image),
             "everything": jpeg(everything, 88 + index % 5),
         }.items():
