@@ -90,13 +90,17 @@ def temperature(label: np.ndarray, probability: np.ndarray) -> Fitted:
         return Fitted(None, "the validation images are told no better than by chance")
     if np.all(logits >= 0):
         return Fitted(None, "no validation image is called wrongly: 0 would be best")
-    found = optimize.minimize_scalar(
-        lambda x: np.mean(np.logaddexp(0, -logits * np.exp(-x))),
-        bounds=np.log(_TEMPERATURES),
-        method="bounded",
-        options={"xatol": 1e-8},
-    )
-    return Fitted(float(np.exp(found.x)))
+
+    def descent(value: float) -> float:
+        return float(np.sum(logits * special.expit(-logits / value)))
+
+    coldest, hottest = _TEMPERATURES
+    if descent(coldest) >= 0:
+        return Fitted(coldest)
+    if descent(hottest) <= 0:
+        return Fitted(hottest)
+    found = optimize.root_scalar(descent, bracket=_TEMPERATURES, xtol=1e-12)
+    return Fitted(float(found.root))
 
 
 def youden(label: np.ndarray, probability: np.ndarray) -> Fitted:

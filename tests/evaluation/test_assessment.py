@@ -149,6 +149,26 @@ def test_a_seed_repeats_its_intervals_and_another_does_not(table, found):
     assert other["by_image"]["auroc"]["low"] != mine["by_image"]["auroc"]["low"]
 
 
+def assert_close(one: Any, other: Any, where: str = "") -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key, part in one.items():
+            assert_close(part, other[key], f"{where}/{key}")
+    elif isinstance(one, list):
+        assert len(one) == len(other), where
+        for number, (first, second) in enumerate(zip(one, other, strict=True)):
+            assert_close(first, second, f"{where}/{number}")
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=1e-9), where
+    else:
+        assert one == other, where
+
+
+def test_the_order_of_the_rows_is_of_no_account(table, found):
+    order = np.random.default_rng(0).permutation(len(table))
+    assert_close(assess(table.take(order), prevalence=0.2, **QUICK), found)
+
+
 def test_what_a_patient_has_in_common_widens_the_interval_over_groups():
     strong = summarise(drawn(20, 20, effect=2.0), **QUICK)["figures"]["by_image"]
     none = summarise(drawn(20, 20, effect=0.0), **QUICK)["figures"]["by_image"]

@@ -36,6 +36,18 @@ def test_the_temperature_has_the_least_log_loss():
         assert loss(label, other) > least
 
 
+def test_a_temperature_beyond_the_range_is_its_end():
+    label = np.array([1, 0] * 60 + [1])
+    # One wrong of 121, and that by the least: as cold as may be.
+    right = np.where(label == 1, 0.6, 0.4)
+    right[-1] = 0.499
+    assert calibration.temperature(label, right).value == 0.05
+    # Sure of itself and right in 61 of them: as hot as may be.
+    sure = np.where(label == 1, 0.99, 0.01)
+    wrong = np.where(np.arange(121) < 61, sure, 1 - sure)
+    assert calibration.temperature(label, wrong).value == 20.0
+
+
 def test_probabilities_that_float32_saturates_have_a_temperature():
     label, probability = overconfident(times=12)
     probability = probability.astype(np.float32).astype(np.float64)
