@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; no file is half written\n")
+        return 130
     terminal.say(
         f"Written in {terminal.duration(time.monotonic() - begun)}: {out}, and the "
         f"pairs as pictures: {sheet}"

@@ -13,9 +13,17 @@ import pytest
 from PIL import Image
 
 from allcls_jax.data import audit, findings, readers, transforms
-from allcls_jax.data.cells import CellTable, table_from_rows
+from allcls_jax.data.cells import (
+    CellFile,
+    CellTable,
+    DiskImage,
+    Part,
+    table_from_rows,
+)
+from allcls_jax.data.cnmc import FINAL_PATIENT
 from allcls_jax.data.encoding import encode
 from allcls_jax.data.groups import find_groups
+from allcls_jax.data.inspection import Inspected
 from tests.data import layouts, pictures, planted
 
 
@@ -142,6 +150,32 @@ def table_of(source: Path) -> CellTable:
             _, digest, area = encoded
             rows.append((*cell.record(), digest, area))
     return table_from_rows(rows)
+
+
+def test_thresholds_are_the_users(tmp_path: Path):
+    told = run(tmp_path, shared_cells(), "--agreement", "0.99999")
+    assert told["near_duplicates"] == []
+    assert told["groups"] == [["a", "b"]]
+    assert told["settings"]["agreement"] == 0.99999
+    told = run(tmp_path, shared_cells(), "--distance", "0.01")
+    assert told["near_duplicates"] == []
+    assert told["settings"]["distance"] == 0.01
+
+
+def test_pairs_come_in_the_order_of_the_images(tmp_path: Path):
+    told = run(
+        tmp_path,
+        {
+            "1.png": Row(png(0), "a", fold="0"),
+            "2.jpg": Row(turned(0), "a", fold="1"),
+            "3.png": Row(png(1), "b", "HEM", fold="0"),
+            "4.png": Row(png(1), "b", "HEM", fold="1"),
+        },
+    )
+    assert [pair[:2] for pair in told["cross_fold"]["pairs"]] == [
+        ["1.png", "2.jpg"],
+        ["3.png", "4.png"],
+    ]
 
 
 def test_splits_read_what_the_audit_writes(tmp_path: Path):
@@ -334,16 +368,10 @@ def test_final_images_are_cut_to_their_centre_first(tmp_path: Path):
     # As released: 600 pixels wide, where all others have 450.
     wide = np.pad(planted.cell(0), ((75, 75), (75, 75), (0, 0)))
     wide[:60, :60] = 200
-    told = run(
-        tmp_path,
-        {
-            "1.png": Row(png(0), "a"),
-            "2.png": Row(png(1), "b", "HEM"),
-            "3.png": final(pictures.encode(wide, "PNG")),
-        },
-    )
-    assert told["broken"] == []
-    assert [pair[:2] for pair in told["near_duplicates"]] == [["1.png", "3.png"]]
+    rows = {f"{i}.png": Row(png(i), "a", "HEM" if i else "ALL") for i in range(12)}
+    told = run(tmp_path, rows | {"99.png": final(pictures.encode(wide, "PNG"))})
+    assert told["broken"] == []  # its size is the usual one of its part
+    assert [pair[:2] for pair in told["near_duplicates"]] == [["0.png", "99.png"]]
     assert told["near_duplicates"][0][2] == 0
 
 
@@ -394,18 +422,27 @@ def test_near_pairs_are_told_of_every_identical_copy(tmp_path: Path):
     assert [e["quarter_turns"] for e in told["near_evidence"]] == [1, 3]
 
 
-@pytest.mark.parametrize("view", planted.VIEWS)
-def test_the_sheet_shows_a_pair_turned_alike(
-    tmp_path: Path, view: tuple[int, bool], monkeypatch: pytest.MonkeyPatch
-):
-    cards = []
+Cards = list[audit.contact_sheet.Card]
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
+    """What is drawn while the test runs."""
+    drawn: Cards = []
     real = audit.contact_sheet.draw
 
-    def draw(title: str, notes: Sequence[str], drawn: Sequence[Any]) -> bytes:
-        cards.extend(drawn)
-        return real(title, notes, drawn)
+    def draw(title: str, notes: Sequence[str], pairs: Cards) -> bytes:
+        drawn.extend(pairs)
+        return real(title, notes, pairs)
 
     monkeypatch.setattr(audit.contact_sheet, "draw", draw)
+    return drawn
+
+
+@pytest.mark.parametrize("view", planted.VIEWS)
+def test_the_sheet_shows_a_pair_turned_alike(
+    tmp_path: Path, view: tuple[int, bool], cards: Cards
+):
     copy = pictures.encode(planted.turn(planted.cell(0), view), "BMP")
     run(
         tmp_path,
@@ -428,28 +465,63 @@ def test_the_sheet_shows_a_pair_turned_alike(
     assert cards[2].lines[0] == "byte-identical"
 
 
-def test_the_sheet_begins_with_the_least_certain_pairs(tmp_path: Path):
+def test_the_sheet_begins_with_the_least_certain_pairs(tmp_path: Path, cards: Cards):
     rows: dict[str, Row] = {}
-    qualities = [95, 30, 60]
-    for i, quality in enumerate(qualities):
+    for i, quality in enumerate([95, 30, 60]):
         rows[f"{i}.png"] = Row(png(i), f"p{i}", "HEM" if i else "ALL")
         rows[f"{i}.jpg"] = Row(planted.jpeg(planted.cell(i), quality), f"p{i}")
+    rows["3.png"] = rows["4.png"] = Row(png(3), "q")
     source = write(tmp_path / "cells", rows)
-    found = findings.find(readers.open_source(None, source)[1])
-    by_agreement = sorted(found.pairs, key=lambda pair: pair.agreement)
-    ids = [found.cells(pair)[0].image_id[0] for pair in by_agreement]
-    assert ids == ["1", "2", "0"]  # as the qualities
-    data = audit.draw_sheet(found)
-    picture = Image.open(io.BytesIO(data))
-    assert picture.format == "PNG"
-    assert picture.width > 1000
+    data = audit.draw_sheet(findings.find(readers.open_source(None, source)[1]))
+    assert [min(card.captions)[0] for card in cards] == ["1", "2", "0", "3"]
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 800
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
     # The cells are there: purple, on black, on paper.
-    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
     red, green, blue = pixels.T
     purple = (blue > green + 40) & (red > green + 20)
     assert purple.mean() > 0.1
     assert (pixels.sum(axis=1) == 0).mean() > 0.05
     assert (pixels.sum(axis=1) == 765).mean() > 0.05
+
+
+def inspected(number: int, patient: str, part: Part = Part.TRAIN) -> Inspected:
+    source = DiskImage(path=f"{number}.png")
+    return Inspected(
+        cell=CellFile(
+            image_id=str(number), patient=patient, label=1, part=part, source=source
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("agreements", "expected"),
+    [
+        # Images 0 to 3 are of patients a, b and c, and 4 and 5 of the final part.
+        ({(0, 1): 0.9}, [(("a", "b"), 0.9)]),
+        ({(0, 1): 0.6, (0, 2): 0.9}, [(("a", "b"), 0.9)]),  # twice the same two
+        ({(0, 1): 0.9, (1, 3): 0.7}, [(("a", "b", "c"), 0.7)]),
+        ({(0, 1): 0.7, (1, 3): 0.9, (0, 3): 0.8}, [(("a", "b", "c"), 0.8)]),
+        ({(0, 4): 0.9}, []),
+        ({(0, 4): 0.9, (3, 5): 0.8}, []),
+        ({(0, 4): 0.9, (3, 4): 0.8}, [(("a", "c"), 0.8)]),
+        ({(0, 4): 0.8, (3, 4): 0.9}, [(("a", "c"), 0.8)]),
+        # That the group has further images adds no link between patients.
+        ({(0, 1): 0.9, (0, 4): 0.6}, [(("a", "b"), 0.9)]),
+        ({(0, 1): 0.9, (4, 5): 0.8, (0, 5): 0.6}, [(("a", "b"), 0.9)]),
+        ({(0, 1): 0.9, (0, 5): 0.8, (4, 5): 0.6}, [(("a", "b"), 0.9)]),
+    ],
+)
+def test_a_group_hangs_by_the_weakest_link_it_needs(
+    agreements: dict[tuple[int, int], float],
+    expected: list[tuple[tuple[str, ...], float]],
+):
+    files = [inspected(i, name) for i, name in enumerate("abbc")]
+    files += [inspected(i, FINAL_PATIENT, Part.FINAL) for i in (4, 5)]
+    pairs = [findings.Pair(*ends, 1, value) for ends, value in agreements.items()]
+    groups = findings._groups(files, pairs)
+    assert [(group.patients, group.weakest) for group in groups] == expected
 
 
 def test_what_is_written_is_whole_or_not_there(
@@ -469,11 +541,20 @@ def test_what_is_written_is_whole_or_not_there(
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_bytes", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            audit.main([str(source), "--out", str(out)])
+        assert audit.main([str(source), "--out", str(out)]) == 130
     assert out.read_text() == "as it was"
     assert [file.name for file in folder.iterdir()] == ["audit.json"]
+    real, names = Path.write_bytes, []
+
+    def watched(path: Path, data: bytes) -> int:
+        names.append(path.name)
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", watched)
     assert audit.main([str(source), "--out", str(out)]) == 0
+    # Neither is written in its place.
+    assert len(names) == 2
+    assert not {"audit.json", "audit.png"} & set(names)
     assert sorted(file.name for file in folder.iterdir()) == ["audit.json", "audit.png"]
     assert json.loads(out.read_text())["data"]["images"] == 2
 
