@@ -81,6 +81,15 @@ class OptimizerName(enum.StrEnum):
     SGD = "sgd"  # with Nesterov momentum 0.9
 
 
+class Place(enum.StrEnum):
+    """Where what the network is given lies during training."""
+
+    AUTO = "auto"  # the first of these in which it takes up little enough
+    DEVICE = "device"  # in the memory of each device
+    HOST = "host"  # in this machine's memory, sent batch by batch
+    DISK = "disk"  # in the cache, read and sent batch by batch
+
+
 class ClassWeights(enum.StrEnum):
     """How the loss weighs the two classes."""
 
@@ -126,6 +135,23 @@ class DataConfig:
 
 
 @dataclasses.dataclass
+class AugmentConfig:
+    """How training images are varied, each time anew; 0 leaves a thing as it is."""
+
+    # Each of the 8 flips and quarter turns is as likely. Exact, and the only variation
+    # under which features of a frozen stack can be kept.
+    dihedral: bool = False
+    rotation: float = 0.0  # degrees to either side, in [0, 180]
+    scale: float = 0.0  # zoomed by 1 - scale to 1 + scale, in [0, 1)
+    colour: float = 0.0  # brightness and stain scaled by 1 - colour to 1 + colour
+
+    @property
+    def continuous(self) -> bool:
+        """Whether pictures vary beyond flips and quarter turns."""
+        return bool(self.rotation or self.scale or self.colour)
+
+
+@dataclasses.dataclass
 class ModelConfig:
     """The network and where its frozen part comes from."""
 
@@ -158,11 +184,19 @@ class TrainConfig:
     """The training loop."""
 
     num_epochs: int | None = None  # None: 20, or 5 on synthetic cells
-    batch_size: int = 32  # images of one step over all devices and processes
+    # Images of one step, of the whole network over all devices and processes. None: as
+    # many as fit in the devices' free memory.
+    batch_size: int | None = 32
+    # Images that go through the network at once where nothing is learnt; changes the
+    # speed alone. None: as many as fit in the devices' free memory.
+    forward_batch_size: int | None = None
     class_weights: ClassWeights = ClassWeights.NONE
     # Where the whole convolutional stack is frozen, compute its features once per
-    # image and keep them; false computes them anew in every step.
+    # image and view and keep them; false computes them anew in every step.
     cache_features: bool = True
+    keep: Place = Place.AUTO  # where features, or images, lie meanwhile
+    # Seconds from one checkpoint to the next; the last state is always saved.
+    checkpoint_seconds: float = 60.0
 
 
 @dataclasses.dataclass
@@ -192,6 +226,7 @@ class Config:
     seed: int = 0
     cache_dir: str | None = None  # packed cells, weights; None: the user's cache folder
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

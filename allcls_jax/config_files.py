@@ -22,7 +22,16 @@ from allcls_jax.errors import InputError
 
 # Fields that change where or how fast a run is computed, never what it computes: a
 # workdir may be resumed with other values of these.
-RUNTIME_FIELDS = frozenset({"cache_dir", "data.dir", "data.num_workers"})
+RUNTIME_FIELDS = frozenset(
+    {
+        "cache_dir",
+        "data.dir",
+        "data.num_workers",
+        "train.checkpoint_seconds",
+        "train.forward_batch_size",
+        "train.keep",
+    }
+)
 
 
 def read_file(argument: str) -> Config:

@@ -214,7 +214,25 @@ def _problems(config: Config) -> Iterator[str]:
         ok=optim.clip_norm is None or optim.clip_norm > 0,
     )
     yield from _pattern_problems(optim.trainable)
-    for name in ("num_epochs", "batch_size"):
+    augment = config.augment
+    yield from out_of_range(
+        "augment.rotation",
+        augment.rotation,
+        "from 0 to 180 degrees",
+        ok=0 <= augment.rotation <= 180,
+    )
+    for name in ("scale", "colour"):
+        value = getattr(augment, name)
+        yield from out_of_range(
+            f"augment.{name}", value, "at least 0 and below 1", ok=0 <= value < 1
+        )
+    yield from out_of_range(
+        "train.checkpoint_seconds",
+        train.checkpoint_seconds,
+        "0 or more",
+        ok=train.checkpoint_seconds >= 0,
+    )
+    for name in ("num_epochs", "batch_size", "forward_batch_size"):
         value = getattr(train, name)
         yield from out_of_range(
             f"train.{name}", value, "at least 1", ok=value is None or value >= 1

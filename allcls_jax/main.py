@@ -64,8 +64,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         rest = flags.FLAGS(argv)
     except Exception as error:  # for a bad flag the parsers raise nearly anything
         raise config_files.explain_bad_flag(error, argv) from error
-    if rest[1:]:
-        raise InputError(f"{' '.join(rest[1:])}: not understood; flags begin with --")
+    if unknown := " ".join(rest[1:]):
+        raise InputError(f"{unknown}: not understood; flags begin with --")
     if _CONFIG.value is None:
         raise InputError("--config is missing; try --config configs/vgg19.py")
     return rest
@@ -77,8 +77,9 @@ def _dispatch(_: Sequence[str]) -> None:
     config: Config = config_rules.validate(_CONFIG.value)
     # JAX takes most of a second, which --help and a typing error need not wait for.
     from allcls_jax.experiments import evaluate, start
-    from allcls_jax.training import sharding
+    from allcls_jax.training import compilation, inputs, sharding
 
+    compilation.keep_compiled(inputs.cache_dir(config))
     if _DISTRIBUTED.value:
         if _WORKDIR.value is None:
             raise InputError("--workdir is missing; --distributed needs a shared one")
@@ -87,8 +88,7 @@ def _dispatch(_: Sequence[str]) -> None:
         )
     if _MODE.value == "train":
         file = config_flags.get_config_filename(flags.FLAGS["config"])
-        workdir = _WORKDIR.value or config_files.default_workdir(file)
-        start.start(config, Path(workdir))
+        start.start(config, Path(_WORKDIR.value or config_files.default_workdir(file)))
     elif _WORKDIR.value is None:
         raise InputError("--workdir is missing; --mode=evaluate needs that of a run")
     else:

@@ -20,12 +20,13 @@ STAGES = ("data", "models", "training", "evaluation", "experiments", "serving")
 # Top-level package → the only modules that may import it.
 KEEPERS = {
     "flax": ("models/vgg.py", "training/state.py"),
-    "tensorflow_datasets": ("data/packing.py",),
+    "tensorflow_datasets": ("data/records.py",),
     "grain": ("data/pipeline.py",),
     "orbax": ("training/checkpoint.py",),
     "tensorboardX": ("training/writers.py",),
     "matplotlib": (
         "evaluation/plots.py",
+        "evaluation/plots_benchmark.py",
         "evaluation/plots_curves.py",
         "evaluation/plots_rows.py",
         "evaluation/plots_style.py",

@@ -9,9 +9,10 @@ import dataclasses
 import enum
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 import numpy as np
 
@@ -19,6 +20,9 @@ ALL = 1  # leukemic lymphoblast, the positive class
 HEM = 0  # normal cell
 UNLABELLED = -1
 NO_FOLD = -1
+
+# Rows that are Python objects at one time; a table of columns is several times smaller.
+_BLOCK = 1024
 
 
 class Part(enum.StrEnum):
@@ -94,7 +98,9 @@ class CellTable:
     label: np.ndarray  # (n,) int64: ALL, HEM or UNLABELLED
     part: np.ndarray  # (n,) str, values of `Part`
     fold: np.ndarray  # (n,) int64: 0 to 2 or NO_FOLD
-    sha256: np.ndarray  # (n,) str, hexadecimal, of the file's bytes
+    # (n,) StringDType, hexadecimal, of the file's bytes: as fixed-width str it would
+    # be two thirds of the table.
+    sha256: np.ndarray
     # (n,) int64, pixels of the cell in its picture, before cropping and resizing.
     area: np.ndarray
 
@@ -102,7 +108,10 @@ class CellTable:
         return len(self.image_id)
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "CellTable":
-        """Returns the table of these rows, in this order."""
+        """Returns the table of these rows, in this order; of all of them, itself."""
+        rows = np.asarray(rows, dtype=None if len(rows) else np.int64)
+        if rows.dtype.kind in "iu" and np.array_equal(rows, np.arange(len(self))):
+            return self
         return CellTable(*(column[rows] for column in self.columns()))
 
     def columns(self) -> tuple[np.ndarray, ...]:
@@ -111,10 +120,13 @@ class CellTable:
 
     def fingerprint(self) -> str:
         """Returns a sha256 of every cell's record, independent of their order."""
-        lines = sorted(
-            "\t".join(map(str, row)) for row in zip(*self.columns(), strict=True)
-        )
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        digest = hashlib.sha256()
+        # With the tab, as whole lines would be sorted.
+        order = np.argsort(np.strings.add(self.image_id, "\t"))
+        for number, row in enumerate(_values(self, order)):
+            line = "\t".join(map(str, row))
+            digest.update(f"\n{line}".encode() if number else line.encode())
+        return digest.hexdigest()
 
     def counts(self) -> dict[str, int]:
         """Returns the number of images, patients, and images of each class."""
@@ -129,28 +141,33 @@ class CellTable:
     def to_csv(self) -> str:
         """Returns the table as text, with a header line."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        columns = (column.tolist() for column in self.columns())
-        writer.writerows(zip(*columns, strict=True))
+        rows = table_writer(text)
+        for row in _values(self, np.arange(len(self))):
+            rows(row)
         return text.getvalue()
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(CellTable))
 
 
+_KINDS: dict[str, type] = {"label": np.int64, "fold": np.int64, "area": np.int64}
+_DTYPES = {"sha256": np.dtypes.StringDType()}
+
+
 def table_from_rows(rows: Iterable[Sequence[str | int]]) -> CellTable:
-    """Returns the table of rows, each with values in the order of `COLUMNS`."""
-    columns = list(zip(*rows, strict=True)) or [()] * len(COLUMNS)
-    kinds: dict[str, type] = {"label": np.int64, "fold": np.int64, "area": np.int64}
+    """Returns the table of rows, each with values in the order of `COLUMNS`.
+
+    The rows may come one at a time: no more than a few thousand are kept as they are.
+    """
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+    remaining = iter(rows)
+    while block := list(itertools.islice(remaining, _BLOCK)):
+        columns = zip(*block, strict=True)
+        for name, values in zip(COLUMNS, columns, strict=True):
+            blocks[name].append(_column(name, values))
     return CellTable(
-        *(
-            np.array(
-                [kinds.get(name, str)(value) for value in column],
-                dtype=kinds.get(name, str),
-            )
-            for name, column in zip(COLUMNS, columns, strict=True)
-        )
+        # Each column's blocks are let go before the next one is joined.
+        *(np.concatenate([_column(name, ()), *blocks.pop(name)]) for name in COLUMNS)
     )
 
 
@@ -162,8 +179,61 @@ def concatenate(tables: Sequence[CellTable]) -> CellTable:
 
 def table_from_csv(text: str) -> CellTable:
     """Returns the table that `CellTable.to_csv` wrote; ValueError for another text."""
-    reader = csv.reader(io.StringIO(text))
+    return table_from_rows(_rows(io.StringIO(text)))
+
+
+def read_table(path: Path) -> CellTable:
+    """Returns the table in a file, as `table_from_csv` the one in a text.
+
+    The file is read twice, so that each column is made at its size at once.
+    """
+    number, lengths = 0, [0] * len(COLUMNS)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in _rows(file):
+            number += 1
+            pairs = zip(lengths, map(len, row), strict=True)
+            lengths = [max(pair) for pair in pairs]
+    columns = [
+        np.empty(number, _KINDS.get(name) or _DTYPES.get(name) or f"U{length}")
+        for name, length in zip(COLUMNS, lengths, strict=True)
+    ]
+    start = 0
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = _rows(file)
+        while block := list(itertools.islice(rows, _BLOCK)):
+            for name, column, values in zip(
+                COLUMNS, columns, zip(*block, strict=True), strict=True
+            ):
+                column[start : start + len(block)] = _column(name, values)
+            start += len(block)
+    return CellTable(*columns)
+
+
+def table_writer(file: TextIO) -> Callable[[Sequence[str | int]], object]:
+    """Writes a table's header and returns what writes its rows, one at a time."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    return writer.writerow
+
+
+def _rows(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Yields a table's rows; ValueError if it has other columns."""
+    reader = csv.reader(lines)
     header = next(reader, [])
     if tuple(header) != COLUMNS:
         raise ValueError(f"columns {header} instead of {COLUMNS}")
-    return table_from_rows(reader)
+    yield from reader
+
+
+def _column(name: str, values: Sequence[str | int]) -> np.ndarray:
+    """Returns values of a column in its type."""
+    kind = _KINDS.get(name, str)
+    return np.array(list(map(kind, values)), dtype=_DTYPES.get(name, kind))
+
+
+def _values(table: CellTable, order: np.ndarray) -> Iterator[tuple[str | int, ...]]:
+    """Yields rows as Python values, in an order, some at a time."""
+    for start in range(0, len(order), _BLOCK):
+        rows = order[start : start + _BLOCK]
+        columns = (column[rows].tolist() for column in table.columns())
+        yield from zip(*columns, strict=True)

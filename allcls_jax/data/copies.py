@@ -14,7 +14,8 @@ from allcls_jax.data.cells import ALL, HEM, CellTable, Part, concatenate
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.errors import InputError
 
-# Quarter turns and mirror images other than the picture itself: (turns, mirrored).
+# Quarter turns and mirror images other than the picture itself: (turns, mirrored). The
+# view of a picture is 4 x mirrored + turns.
 VIEWS = tuple((turns, mirror) for mirror in (False, True) for turns in range(4))[1:]
 
 
@@ -54,13 +55,26 @@ class TurnedCopies:
 
     def __getitem__(self, row: int) -> np.ndarray:
         """Returns a copy: (size, size, 3) uint8, RGB."""
-        image = self.originals[int(self.rows[row])]
-        turns, mirror = VIEWS[int(self.views[row])]
-        image = np.rot90(image[:, ::-1] if mirror else image, turns)
-        return np.ascontiguousarray(image)
+        original, view = self.original(row)
+        return turn(self.originals[original], view)
+
+    def original(self, row: int) -> tuple[int, int]:
+        """Returns the row of the pack that a copy is of, and its view."""
+        return int(self.rows[row]), 1 + int(self.views[row])
 
 
-# What images, and features of them, are read from.
+def turn(image: np.ndarray, view: int) -> np.ndarray:
+    """Returns a view of a picture: mirrored from 4 on, then turned by quarters.
+
+    Args:
+      image: (n, n, channels).
+      view: from 0, the picture itself, to 7.
+    """
+    mirrored, turns = divmod(view, 4)
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, turns))
+
+
+# What images are read from.
 Cells = PackedCells | TurnedCopies
 
 

@@ -1,44 +1,31 @@
 """Cells of any reader packed once as a TFDS dataset, and read back by row.
 
 A pack is a folder that is either whole or absent: it is written beside its place and
-renamed. It holds the images at one size (`cells/…`, array_record files of the TFDS
-builder `cells`), the table of their records (`cells.csv`), what it was made from
-(`pack.json`), and where images were left out, which and why (`skipped.txt`).
+renamed. It holds the images at one size (`cells/…`, written by `data/records.py`), the
+table of their records (`cells.csv`), what it was made from (`pack.json`), and where
+images were left out, which and why (`skipped.txt`).
 """
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from allcls_jax import terminal
 from allcls_jax.config import DataSource, OnBadImage
-from allcls_jax.data import placing
-from allcls_jax.data.cells import (
-    COLUMNS,
-    CellFile,
-    table_from_csv,
-    table_from_rows,
-)
+from allcls_jax.data import placing, records, transforms
+from allcls_jax.data.cells import COLUMNS, CellFile, read_table, table_writer
 from allcls_jax.data.encoding import encode, encode_all
 from allcls_jax.errors import InputError, list_problems
-
-# Progress is shown by `terminal`.
-tfds.disable_progress_bar()
 
 # Raise it when a pack of the same source would come out differently.
 _FORMAT = 3
 
 SKIPPED_FILE = "skipped.txt"
 _TABLE_FILE = "cells.csv"
-
-# TFDS' only split: ours are drawn later, from the table.
-_SPLIT = "cells"
 
 
 class PackedCells:
@@ -71,17 +58,18 @@ class PackedCells:
             self.size = int(manifest["size"])
             self.crop = manifest["crop"]
             self.source = DataSource(manifest["source"])
-            data = (directory / _TABLE_FILE).read_bytes()
-            table = hashlib.sha256(data).hexdigest()
+            table = _sha256(directory / _TABLE_FILE)
             if table != manifest["table"]:
                 raise ValueError(f"{_TABLE_FILE} is not what was written")
-            self.table = table_from_csv(data.decode())
+            self.table = read_table(directory / _TABLE_FILE)
             # The table tells which images could be read when they were packed.
             content = f"{manifest['stamp']} {table}"
             self.stamp = hashlib.sha256(content.encode()).hexdigest()
             self.skipped = _skipped(directory)
             # Now, not at first use: reading threads would race to open them.
-            self._records = self._open()
+            self._records = records.Records(directory)
+            if len(self._records) != len(self):
+                raise ValueError(f"{len(self._records)} images, {len(self)} records")
         except Exception as error:  # TFDS and array_record have no common type
             raise InputError(
                 f"{directory}: the pack is damaged ({error}); remove this folder and "
@@ -95,22 +83,11 @@ class PackedCells:
         """Returns the image of a row: (size, size, 3) uint8, RGB."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return np.asarray(self._records[row]["image"])
+        return transforms.decode_png(self._records.image(row))
 
     def __reduce__(self) -> tuple[Any, tuple[Path, str]]:
         # Readers hold open files: another process opens its own.
         return _opened_again, (self.directory, self.stamp)
-
-    def _open(self) -> Any:
-        """Returns TFDS' records, in the order of the table."""
-        folder = self.directory / _Cells.name / str(_Cells.VERSION)
-        # Any: TFDS' decorators hide the signatures from type checkers.
-        builder: Any = tfds.builder_from_directory(str(folder))
-        records = builder.as_data_source(_SPLIT)
-        if len(records) != len(self):
-            raise ValueError(f"{len(records)} images and {len(self)} records")
-        records[len(records) - 1]  # the files are opened at the first use
-        return records
 
 
 def pack(
@@ -211,79 +188,6 @@ def stamp(
     return digest.hexdigest()
 
 
-class _Cells(tfds.core.GeneratorBasedBuilder):
-    """The TFDS dataset `cells`; needs no TensorFlow."""
-
-    name = "cells"
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First form."}  # noqa: RUF012 - TFDS' own attribute
-
-    def __init__(self, *, writer: "_Writer", **kwargs: Any):
-        self._writer = writer
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        text, number = tfds.features.Text(), tfds.features.Scalar(np.int64)
-        size = self._writer.size
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Single-cell images, each with its patient.",
-            # Keys are rows: without shuffling memory stays flat and the order is ours.
-            disable_shuffling=True,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(
-                        shape=(size, size, 3), encoding_format="png"
-                    ),
-                    "image_id": text,
-                    "patient": text,
-                    "label": number,
-                    "part": text,
-                    "fold": number,
-                    "sha256": text,
-                    "area": number,
-                }
-            ),
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        del dl_manager  # nothing is downloaded
-        return {_SPLIT: self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from self._writer.examples()
-
-    # TFDS would speak of downloads on standard output.
-    def _log_download_bytes(self) -> None: ...
-
-    def _log_download_done(self) -> None: ...
-
-
-@dataclasses.dataclass
-class _Writer:
-    """Turns cells into TFDS examples and remembers what became of each."""
-
-    cells: Sequence[CellFile]
-    size: int
-    crop: int | None
-    advance: terminal.Advance
-    rows: list[tuple[str | int, ...]] = dataclasses.field(default_factory=list)
-    problems: list[str] = dataclasses.field(default_factory=list)
-
-    def examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields (row, example) in order."""
-        for cell, result in encode_all(self.cells, size=self.size, crop=self.crop):
-            self.advance(1)
-            if isinstance(result, str):
-                self.problems.append(result)
-                continue
-            png, *found = result
-            record = (*cell.record(), *found)
-            example = {"image": png} | dict(zip(COLUMNS, record, strict=True))
-            yield len(self.rows), example
-            self.rows.append(record)
-
-
 def _write(
     cells: Sequence[CellFile],
     directory: Path,
@@ -298,32 +202,51 @@ def _write(
       InputError: naming all images that cannot be read.
       OSError: if the folder cannot be written.
     """
-    with terminal.track("packing", len(cells), "images") as advance:
-        writer = _Writer(cells, size, crop, advance)
-        builder = _Cells(writer=writer, data_dir=str(directory))
+    problems: list[str] = []
+    number = 0
+
+    def examples(
+        advance: terminal.Advance, write_row: Callable[[Sequence[str | int]], object]
+    ) -> Iterator[records.Example]:
+        nonlocal number
+        for cell, result in encode_all(cells, size=size, crop=crop):
+            advance(1)
+            if isinstance(result, str):
+                problems.append(result)
+                continue
+            png, *found = result
+            record = (*cell.record(), *found)
+            yield {"image": png} | dict(zip(COLUMNS, record, strict=True))
+            write_row(record)
+            number += 1
+
+    table = directory / _TABLE_FILE
+    with (
+        table.open("w", encoding="utf-8", newline="") as file,
+        terminal.track("packing", len(cells), "images") as advance,
+    ):
+        given = examples(advance, table_writer(file))
         try:
-            builder.download_and_prepare()
+            records.write(directory, given, size=size)
         except Exception as error:
             # array_record's form of an OSError, such as `write() failed: …`.
             if isinstance(error, RuntimeError) and "() failed: " in str(error):
                 raise OSError(str(error)) from error
             # TFDS fails over no example at all; the cause is ours to tell.
-            if not writer.problems or writer.rows:
+            if not problems or number:
                 raise
-    if writer.problems and (on_bad_image is OnBadImage.ERROR or not writer.rows):
+    if problems and (on_bad_image is OnBadImage.ERROR or not number):
         raise list_problems(
             "images that cannot be used",
-            writer.problems,
+            problems,
             remedy="Mend or remove them, or leave them out with "
             "--config.data.on_bad_image=skip",
         )
-    if writer.problems:
-        lines = [" ".join(problem.splitlines()) for problem in writer.problems]
+    if problems:
+        lines = [" ".join(problem.splitlines()) for problem in problems]
         text = "\n".join(lines) + "\n"
         (directory / SKIPPED_FILE).write_text(text, "utf-8", "backslashreplace")
-    data = table_from_rows(writer.rows).to_csv().encode()
-    (directory / _TABLE_FILE).write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
+    return _sha256(table)
 
 
 def _present(out: Path, content: str, *, replace: bool) -> PackedCells | None:
@@ -354,6 +277,11 @@ def _opened_again(directory: Path, stamp: str) -> PackedCells:
             f"{directory}: was packed anew while it was in use; start this run again"
         )
     return packed
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _skipped(directory: Path) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,9 @@ from allcls_jax.errors import InputError
 PARTITION_FILE = "partition.csv"
 
 _REQUIRED = frozenset({"image_id", "sha256", "patient", "group", "split"})
+_SPLITS = frozenset(map(str, Split))
+
+_BLOCK = 4096  # rows that are Python objects at one time
 
 
 def to_csv(table: CellTable, partition: Partition) -> str:
@@ -22,13 +25,15 @@ def to_csv(table: CellTable, partition: Partition) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*COLUMNS, "group", "split"))
-    for use, chosen in partition.rows().items():
-        columns = (column.tolist() for column in table.take(chosen).columns())
-        groups = partition.groups.group[chosen].tolist()
-        writer.writerows(
-            (*record, group, use)
-            for *record, group in zip(*columns, groups, strict=True)
-        )
+    for use, rows in partition.rows().items():
+        for start in range(0, len(rows), _BLOCK):
+            chosen = rows[start : start + _BLOCK]
+            columns = (column.tolist() for column in table.take(chosen).columns())
+            groups = partition.groups.group[chosen].tolist()
+            writer.writerows(
+                (*record, group, use)
+                for *record, group in zip(*columns, groups, strict=True)
+            )
     return text.getvalue()
 
 
@@ -38,20 +43,7 @@ def read(folder: Path) -> list[dict[str, str]]:
     Raises:
       InputError: if it is missing or no such table.
     """
-    path = folder / PARTITION_FILE
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if not rows or not rows[0].keys() >= _REQUIRED:
-            raise ValueError("not a table of cells with their groups and splits")
-        if unknown := {row["split"] for row in rows} - set(Split):
-            raise ValueError(f"a split called {unknown.pop()!r}")
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{path}: cannot be read ({error}); without it nobody knows what the run "
-            "was trained on: train again"
-        ) from error
-    return rows
+    return list(_rows(folder))
 
 
 def verify(folder: Path, tested: np.ndarray, kind: SplitKind) -> None:
@@ -72,8 +64,8 @@ def verify(folder: Path, tested: np.ndarray, kind: SplitKind) -> None:
         keys.append("patient")
         if kind is not SplitKind.OFFICIAL:
             keys += ["group", "sha256"]
-    rows = read(folder)
-    test = [row["image_id"] for row in rows if row["split"] == Split.TEST]
+    # One pass for each question: rows are many, and as dictionaries they are large.
+    test = [row["image_id"] for row in _rows(folder) if row["split"] == Split.TEST]
     if sorted(test) != sorted(tested.tolist()):
         raise InputError(
             f"{folder}: predictions and {PARTITION_FILE} name different test images; "
@@ -81,8 +73,8 @@ def verify(folder: Path, tested: np.ndarray, kind: SplitKind) -> None:
         )
     for key in keys:
         use_of: dict[str, str] = {}
-        for row in rows:
-            use = use_of.setdefault(row[key], row["split"])
+        for row in _rows(folder):
+            use = use_of.setdefault(row[key], Split(row["split"]))
             if use != row["split"]:
                 raise InputError(
                     f"{folder / PARTITION_FILE}: {key} {row[key]!r} stands in {use} "
@@ -111,3 +103,25 @@ def shared_with_training(
         known |= {row["patient"] for row in partition if row["group"] in groups}
         patients |= known & set(table.patient.tolist())
     return {"images": int(images.sum()), "patients": len(patients)}
+
+
+def _rows(folder: Path) -> Iterator[dict[str, str]]:
+    """Yields the rows of a run's `partition.csv`; raises as `read`."""
+    path = folder / PARTITION_FILE
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if not set(reader.fieldnames or ()) >= _REQUIRED:
+                raise ValueError("not a table of cells with their groups and splits")
+            row = None
+            for row in reader:
+                if row["split"] not in _SPLITS:
+                    raise ValueError(f"a split called {row['split']!r}")
+                yield row
+            if row is None:
+                raise ValueError("not one row")
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}); without it nobody knows what the run "
+            "was trained on: train again"
+        ) from error

@@ -7,14 +7,16 @@ what tells patients apart (stain, texture) is drawn without a look at the class.
 """
 
 import dataclasses
-import hashlib
+from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
-from numpy.random import PCG64, Generator
+from numpy.random import Generator
 from scipy import ndimage, sparse, special
 
 from allcls_jax import config_rules
 from allcls_jax.config import Config, DataConfig, SyntheticConfig
+from allcls_jax.data import synthetic_patients as patients
 from allcls_jax.data import transforms
 from allcls_jax.data.cells import ALL, HEM, CellFile, Part
 
@@ -70,7 +72,7 @@ class SyntheticImage:
         return f"synthetic|{DRAWING_VERSION}|{self.config}|{self.index}"
 
 
-def cells(config: SyntheticConfig) -> list[CellFile]:
+def cells(config: SyntheticConfig) -> Sequence[CellFile]:
     """Returns `num_images` cells of `num_patients` patients, patient by patient.
 
     The first half of the patients is ALL (`1`, `2`, …), the second HEM (`H1`, `H2`, …);
@@ -82,25 +84,7 @@ def cells(config: SyntheticConfig) -> list[CellFile]:
     """
     config_rules.validate(Config(data=DataConfig(synthetic=config)))
     config = dataclasses.replace(config)  # later changes are not ours
-    counts = _image_counts(config)
-    folds = _folds(counts)
-    files: list[CellFile] = []
-    for row, count in enumerate(counts):
-        patient, label = _patient(config, row)
-        suffix = "all" if label == ALL else "hem"
-        files += [
-            CellFile(
-                # Three cells from each view of the smear, as the names would tell.
-                image_id=f"UID_{patient}_{1 + k // 3}_{1 + k % 3}_{suffix}",
-                patient=patient,
-                label=label,
-                part=Part.TRAIN,
-                fold=int(folds[row]),
-                source=SyntheticImage(config=config, index=len(files) + k),
-            )
-            for k in range(count)
-        ]
-    return files
+    return _Cells(config, patients.folds(patients.image_counts(config)))
 
 
 def draw(config: SyntheticConfig, index: int) -> np.ndarray:
@@ -113,54 +97,45 @@ def draw(config: SyntheticConfig, index: int) -> np.ndarray:
     """
     if not 0 <= index < config.num_images:
         raise IndexError(f"cell {index} of {config.num_images}")
-    counts = _image_counts(config)
-    row = int(np.searchsorted(np.cumsum(counts), index, side="right"))
-    patient, label = _patient(config, row)
-    rng = _generator("image", config.seed, patient, index - int(counts[:row].sum()))
+    row, number = patients.place(config, index)
+    patient, label = patients.patient(config, row)
+    rng = patients.generator("image", config.seed, patient, number)
     look, shape = _look(config, patient, label, rng), _shape(rng, label)
     return _frame(_colour(rng, look, shape, label), shape.mask)
 
 
-def _generator(*words: str | int) -> Generator:
-    """Returns a generator that depends on the words alone, on every machine."""
-    digest = hashlib.sha256("|".join(map(str, words)).encode()).digest()
-    return Generator(PCG64(int.from_bytes(digest, "big")))
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cells(Sequence[CellFile]):
+    """The cells of a configuration, each made when it is asked for."""
 
+    config: SyntheticConfig
+    folds: np.ndarray  # (num_patients,) int64
 
-def _patient(config: SyntheticConfig, row: int) -> tuple[str, int]:
-    """Returns id and label of a patient."""
-    half = config.num_patients // 2
-    return (str(row + 1), ALL) if row < half else (f"H{row - half + 1}", HEM)
+    def __len__(self) -> int:
+        return self.config.num_images
 
+    @overload
+    def __getitem__(self, index: int) -> CellFile: ...
 
-def _image_counts(config: SyntheticConfig) -> np.ndarray:
-    """Returns the number of images of each patient; at least 1, the sum exact."""
-    half = config.num_patients // 2
-    rng = _generator("counts", config.seed)
-    counts: list[np.ndarray] = []
-    hem = int(config.num_images * (1 - config.all_share))
-    for total in (config.num_images - hem, hem):
-        weights = rng.uniform(0.6, 1.4, half)
-        exact = (total - half) * weights / weights.sum()
-        whole = np.floor(exact).astype(np.int64)
-        # Largest remainders get what rounding down has left over.
-        order = np.argsort(whole - exact, kind="stable")
-        whole[order[: total - half - whole.sum()]] += 1
-        counts.append(1 + whole)
-    return np.concatenate(counts)
+    @overload
+    def __getitem__(self, index: slice) -> list[CellFile]: ...
 
-
-def _folds(counts: np.ndarray) -> np.ndarray:
-    """Returns a fold for each patient, balanced in patients and images by class."""
-    half = len(counts) // 2
-    folds = np.zeros(len(counts), np.int64)
-    for rows in (np.arange(half), np.arange(half, 2 * half)):
-        images = np.zeros(3, np.int64)
-        # Largest first into the emptiest fold.
-        for row in rows[np.argsort(-counts[rows], kind="stable")]:
-            folds[row] = np.argmin(images)
-            images[folds[row]] += counts[row]
-    return folds
+    def __getitem__(self, index: int | slice) -> CellFile | list[CellFile]:
+        place = range(len(self))[index]
+        if isinstance(place, range):
+            return [self[i] for i in place]
+        row, number = patients.place(self.config, place)
+        patient, label = patients.patient(self.config, row)
+        suffix = "all" if label == ALL else "hem"
+        return CellFile(
+            # Three cells from each view of the smear, as the names would tell.
+            image_id=f"UID_{patient}_{1 + number // 3}_{1 + number % 3}_{suffix}",
+            patient=patient,
+            label=label,
+            part=Part.TRAIN,
+            fold=int(self.folds[row]),
+            source=SyntheticImage(config=self.config, index=place),
+        )
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -180,7 +155,9 @@ class _Look:
 def _look(config: SyntheticConfig, patient: str, label: int, rng: Generator) -> _Look:
     """Returns the patient's own look mixed with the image's, by `patient_effect`."""
     names = [field.name for field in dataclasses.fields(_Look)]
-    own = _generator("patient", config.seed, patient).standard_normal(len(names))
+    own = patients.generator("patient", config.seed, patient).standard_normal(
+        len(names)
+    )
     chance = rng.standard_normal(len(names))
     effect = config.patient_effect
     # At 0.5 half of the variance lies between patients, as in C-NMC 2019.

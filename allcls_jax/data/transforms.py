@@ -8,23 +8,13 @@ apart.
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
-from scipy import ndimage
+from PIL import ExifTags, Image, ImageChops, ImageOps
 
+from allcls_jax.data.cell_mask import box_of, find_cell
 from allcls_jax.errors import InputError
 
 FORMATS = ("BMP", "PNG", "JPEG", "TIFF")
 MAX_PIXELS = 100_000_000
-
-# Grey levels of the brightest channel. On the C-NMC pictures the noise that JPEG leaves
-# beside a cell stays below 24 or, where the cell is brighter, below 0.3 of its level;
-# the darkest pixel inside a cell has 44.
-_DARK = 24
-_DARK_SHARE = 0.3
-# An enclosed dark region that comes down to this is a hole in the mask, not dark stain.
-_HOLE = 8
-# Faint pixels this near to the cell, in pixels, may be its own soft edge.
-_SOFT_EDGE = 2
 
 
 class BadImage(InputError):
@@ -51,29 +41,7 @@ def decode(data: bytes, *, name: str) -> np.ndarray:
         without a known range (such as floats), or holds several pictures, no pixels,
         or more than `MAX_PIXELS`.
     """
-    if not data:
-        raise _bad(name, "the file is empty", "copy or download it again")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            _check_frame(picture, name)
-            picture.load()
-            return _to_rgb(_upright(picture), name)
-    except BadImage:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise _bad(
-            name,
-            f"not a picture in one of the formats {', '.join(FORMATS)}, or its header "
-            "is damaged",
-            "convert it, or copy it again",
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _bad(name, *_TOO_LARGE) from error
-    except Exception as error:
-        # What decoders raise on damaged bytes is an open list, and none of it is ours.
-        raise _bad(
-            name, f"cannot be decoded ({error})", "copy or download it again"
-        ) from error
+    return np.array(_decoded(data, name))
 
 
 def zero_background(image: np.ndarray) -> np.ndarray:
@@ -96,22 +64,11 @@ def zero_background(image: np.ndarray) -> np.ndarray:
     """
     # np.maximum of planes is several times faster than image.max(axis=-1).
     level = np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
-    edge = np.concatenate([level[0], level[-1], level[:, 0], level[:, -1]])
-    if 2 * np.count_nonzero(edge <= _DARK) < edge.size:
+    box = box_of(level > 0)
+    found = find_cell(level[box], box, level.shape)
+    if found is None:
         return image.copy()
-    # What follows looks only at the box that is not black: a quarter of most pictures.
-    box = _box(level > 0)
-    level = level[box]
-    histogram = np.bincount(level.ravel(), minlength=256)
-    if not histogram[_DARK + 1 :].any():
-        return image.copy()
-    threshold = max(_DARK, int(_DARK_SHARE * _median_above(histogram, _DARK)))
-    bright = level > threshold
-    occupied = level > 0
-    noisy = bool((occupied & ~_widen(bright, _SOFT_EDGE)).any())
-    cell = _largest_region(bright if noisy else occupied)
-    if noisy:
-        cell = _with_dark_stain(cell, level)
+    box, cell = found
     clean = np.zeros_like(image)
     np.copyto(clean[box], image[box], where=cell[..., None])
     return clean
@@ -147,7 +104,15 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     Returns:
       (size, size, 3) uint8.
     """
+    if image.shape[:2] == (size, size):
+        return image.copy()
     picture = Image.fromarray(image)
+    whole = (0, 0, *picture.size)
+    box = picture.getbbox() or (0, 0, 0, 0)
+    # Three quarters of most pictures of a cell are black.
+    if box != whole and picture.width == picture.height:
+        side = picture.width
+        return np.array(_resized(picture.crop(box), box[:2], side, size))
     return np.array(picture.resize((size, size), Image.Resampling.BILINEAR))
 
 
@@ -174,15 +139,28 @@ def prepare(
     Raises:
       BadImage: as `decode`.
     """
-    image = decode(data, name=name)
-    if max_side is not None and max(image.shape[:2]) > max_side:
-        image = centre_square(image, max_side)
-    image = zero_background(image)
-    area = int(np.count_nonzero(image.any(axis=-1)))
-    side = crop or max(image.shape[:2])
-    if image.shape[:2] != (side, side):
-        image = centre_square(image, side)
-    return resize(image, size), area
+    # On the decoder's own pictures, and on the box around the cell alone: `decode`,
+    # `zero_background`, `centre_square` and `resize` give the same pixels, and arrays
+    # of whole pictures take most of their time.
+    picture = _decoded(data, name)
+    if max_side is not None and max(picture.size) > max_side:
+        picture = _centred(picture, max_side)
+    left, top, right, bottom = picture.getbbox() or (0, 0, 0, 0)
+    cut = picture.crop((left, top, right, bottom))
+    red, green, blue = cut.split()
+    level = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue))
+    box = slice(top, bottom), slice(left, right)
+    found = find_cell(level, box, (picture.height, picture.width))
+    area = int(np.count_nonzero(level))
+    if found is not None:
+        (rows, columns), cell = found
+        area = int(np.count_nonzero(cell))
+        left, top = columns.start, rows.start
+        cut = picture.crop((left, top, columns.stop, rows.stop))
+        cut.paste((0, 0, 0), mask=Image.fromarray(~cell))
+    side = crop or max(picture.size)
+    at = left - _start(picture.width, side), top - _start(picture.height, side)
+    return np.array(_resized(cut, at, side, size)), area
 
 
 def encode_png(image: np.ndarray, level: int = 1) -> bytes:
@@ -195,6 +173,76 @@ def encode_png(image: np.ndarray, level: int = 1) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=level)
     return file.getvalue()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """Returns the picture of `encode_png`: (height, width, 3) uint8 RGB, writable."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        return np.array(picture)
+
+
+def _decoded(data: bytes, name: str) -> Image.Image:
+    """Returns the picture in an encoded file, loaded, RGB; raises as `decode`."""
+    if not data:
+        raise _bad(name, "the file is empty", "copy or download it again")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            _check_frame(picture, name)
+            picture.load()
+            return _to_rgb(_upright(picture), name)
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise _bad(
+            name,
+            f"not a picture in one of the formats {', '.join(FORMATS)}, or its header "
+            "is damaged",
+            "convert it, or copy it again",
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _bad(name, *_TOO_LARGE) from error
+    except Exception as error:
+        # What decoders raise on damaged bytes is an open list, and none of it is ours.
+        raise _bad(
+            name, f"cannot be decoded ({error})", "copy or download it again"
+        ) from error
+
+
+def _resized(
+    part: Image.Image, at: tuple[int, int], side: int, size: int
+) -> Image.Image:
+    """Returns a black square with a part of it filled, resampled bilinearly.
+
+    Lines first, then columns, as Pillow does with squares, and each only where it is
+    not all black.
+
+    Args:
+      part: what is not black.
+      at: column and row of the square at which it begins; it may reach beyond it.
+      side: of the square, pixels.
+      size: of the result's sides, pixels.
+    """
+    left, top = at
+    result = Image.new("RGB", (size, size))
+    if side == size:
+        result.paste(part, at)
+        return result
+    first, last = max(top, 0), min(top + part.height, side)
+    scale = side / size
+    # Pixels of the result whose sum may reach the part; two more than enough.
+    reach = max(scale, 1) + 1
+    begin = max(0, int((left - reach) / scale) - 2)
+    end = min(size, int((left + part.width + reach) / scale) + 2)
+    if first >= last or begin >= end:
+        return result
+    lines = Image.new("RGB", (side, last - first))
+    lines.paste(part, (left, top - first))
+    lines = lines.resize((size, last - first), Image.Resampling.BILINEAR)
+    columns = Image.new("RGB", (end - begin, side))
+    columns.paste(lines.crop((begin, 0, end, last - first)), (0, first))
+    columns = columns.resize((end - begin, size), Image.Resampling.BILINEAR)
+    result.paste(columns, (begin, 0))
+    return result
 
 
 _TOO_LARGE = (
@@ -226,20 +274,22 @@ def _check_frame(picture: Image.Image, name: str) -> None:
 def _upright(picture: Image.Image) -> Image.Image:
     """Obeys the orientation tag; Pillow has already done so for a TIFF."""
     try:
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return picture  # not a copy of it
         return ImageOps.exif_transpose(picture)
     except Exception:
         # Damaged camera data says nothing about the pixels.
         return picture
 
 
-def _to_rgb(picture: Image.Image, name: str) -> np.ndarray:
-    """Returns any pixel type as (height, width, 3) uint8."""
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """Returns any pixel type as RGB."""
     if picture.mode.startswith("I;16") or (
         picture.mode == "I" and picture.format == "PNG"
     ):
         deep = np.asarray(picture).astype(np.uint32)
         grey = ((deep * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        return Image.fromarray(grey).convert("RGB")
     if picture.mode in ("I", "F"):
         raise _bad(
             name,
@@ -250,69 +300,24 @@ def _to_rgb(picture: Image.Image, name: str) -> np.ndarray:
         layered = picture.convert("RGBA")
         black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, layered)
-    return np.array(picture.convert("RGB"))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _median_above(histogram: np.ndarray, floor: int) -> int:
-    """The median of the values above `floor`, of which there is at least one."""
-    running = np.cumsum(histogram[floor + 1 :])
-    return floor + 1 + int(np.searchsorted(running, (running[-1] + 1) // 2))
-
-
-def _widen(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Returns the mask with all pixels within a square of `reach` pixels around it."""
-    for axis in (0, 1):
-        mask = np.moveaxis(mask, axis, 0)
-        wide = mask.copy()
-        for step in range(1, reach + 1):
-            wide[step:] |= mask[:-step]
-            wide[:-step] |= mask[step:]
-        mask = np.moveaxis(wide, 0, axis)
-    return mask
-
-
-def _largest_region(mask: np.ndarray) -> np.ndarray:
-    """Returns the largest set of pixels that touch at a side or corner."""
-    labels, count = _regions(mask, corners=True)
-    if count == 1:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    return labels == 1 + np.argmax(sizes[1:])
-
-
-def _regions(mask: np.ndarray, *, corners: bool) -> tuple[np.ndarray, int]:
-    """Numbers the connected regions from 1; returns the numbers and how many."""
-    labels = np.empty(mask.shape, np.int32)
-    count = ndimage.label(mask, np.ones((3, 3)) if corners else None, output=labels)
-    assert isinstance(count, int)  # with `output`, scipy returns nothing else
-    return labels, count
-
-
-def _with_dark_stain(cell: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Returns the cell with the enclosed regions that are dark but not empty."""
-    # A frame joins everything outside the cell into one region.
-    labels, count = _regions(np.pad(~cell, 1, constant_values=True), corners=False)
-    if count == 1:
-        return cell
-    inside = labels[1:-1, 1:-1]
-    darkest = np.full(count + 1, 255, np.uint8)
-    np.minimum.at(darkest, inside.ravel(), level.ravel())
-    stain = darkest > _HOLE
-    stain[[0, labels[0, 0]]] = False
-    return cell | stain[inside]
-
-
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    """The smallest rows and columns that hold all of the mask."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+def _start(length: int, side: int) -> int:
+    """Where the centred line of `side` pixels begins in one of `length`, or before."""
+    spare = abs(length - side) // 2
+    return spare if length >= side else -spare
 
 
 def _overlap(length: int, side: int) -> tuple[slice, slice]:
     """Where a line of `length` pixels and its centred line of `side` pixels meet."""
-    spare = (abs(length - side)) // 2
+    start = _start(length, side)
     if length >= side:
-        return slice(spare, spare + side), slice(None)
-    return slice(None), slice(spare, spare + length)
+        return slice(start, start + side), slice(None)
+    return slice(None), slice(-start, -start + length)
+
+
+def _centred(picture: Image.Image, side: int) -> Image.Image:
+    """Returns `centre_square` of a picture."""
+    left, top = _start(picture.width, side), _start(picture.height, side)
+    return picture.crop((left, top, left + side, top + side))

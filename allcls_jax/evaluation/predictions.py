@@ -8,6 +8,7 @@ whatever reads, joins or concatenates one calls it.
 import csv
 import dataclasses
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ import numpy as np
 from allcls_jax.data.cells import ALL, HEM, NO_FOLD, CellTable
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError, list_problems
+
+# Rows that are Python objects at one time.
+_BLOCK = 4096
 
 _REMEDY = "Mend the table, or evaluate again to have it written anew."
 
@@ -155,14 +159,17 @@ class Predictions:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(HEADER)
-        columns = {
-            name: column.tolist()
-            for name, column in zip(HEADER, self.columns(), strict=True)
-        }
-        columns["fold"] = ["" if fold == NO_FOLD else fold for fold in columns["fold"]]
-        # As many digits as give back the same number.
-        columns["probability"] = [repr(float(p)) for p in columns["probability"]]
-        writer.writerows(zip(*columns.values(), strict=True))
+        for start in range(0, len(self), _BLOCK):
+            part = [column[start : start + _BLOCK] for column in self.columns()]
+            columns = {
+                name: column.tolist() for name, column in zip(HEADER, part, strict=True)
+            }
+            columns["fold"] = [
+                "" if fold == NO_FOLD else fold for fold in columns["fold"]
+            ]
+            # As many digits as give back the same number.
+            columns["probability"] = [repr(float(p)) for p in columns["probability"]]
+            writer.writerows(zip(*columns.values(), strict=True))
         return text.getvalue()
 
 
@@ -248,38 +255,51 @@ def read(path: Path) -> Predictions:
     try:
         # A spreadsheet puts a byte order mark in front.
         with path.open(encoding="utf-8-sig", newline="") as file:
-            records = list(csv.DictReader(file, strict=True))
+            columns = _read_columns(csv.DictReader(file, strict=True), path)
     except (OSError, UnicodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
-    if not records:
-        raise InputError(f"{path}: no rows; {_REMEDY}")
-    missing = [name for name in HEADER if name not in records[0]]
-    if missing:
-        raise InputError(
-            f"{path}: the columns {', '.join(missing)} are missing; a table of "
-            f"predictions has {', '.join(HEADER)}. {_REMEDY}"
-        )
-    problems = [
-        f"row {row} does not have as many values as there are columns"
-        for row, record in enumerate(records, start=1)
-        if None in record or None in record.values()
-    ]
-    if not problems:
-        columns = [_column(name, records, problems) for name in HEADER]
-    if problems:
-        raise list_problems(str(path), problems, remedy=_REMEDY)
     result = Predictions(*columns)
     result.check(str(path))
     return result
 
 
+def _read_columns(reader: csv.DictReader, path: Path) -> list[np.ndarray]:
+    """Returns the columns of a table, a few thousand rows being text at a time."""
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in HEADER}
+    wrong: dict[str, list[str]] = {name: [] for name in HEADER}
+    ragged: list[str] = []
+    number = 0
+    while records := list(itertools.islice(reader, _BLOCK)):
+        missing = [name for name in HEADER if name not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(
+                f"{path}: the columns {', '.join(missing)} are missing; a table of "
+                f"predictions has {', '.join(HEADER)}. {_REMEDY}"
+            )
+        rows = list(enumerate(records, start=number + 1))
+        number += len(records)
+        ragged += [
+            f"row {row} does not have as many values as there are columns"
+            for row, record in rows
+            if None in record or None in record.values()
+        ]
+        if not ragged:
+            for name in HEADER:
+                blocks[name].append(_column(name, rows, wrong[name]))
+    if not number:
+        raise InputError(f"{path}: no rows; {_REMEDY}")
+    if problems := ragged or [problem for name in HEADER for problem in wrong[name]]:
+        raise list_problems(str(path), problems, remedy=_REMEDY)
+    return [np.concatenate(blocks.pop(name)) for name in HEADER]
+
+
 def _column(
-    name: str, records: Sequence[dict[str, Any]], problems: list[str]
+    name: str, rows: Sequence[tuple[int, dict[str, Any]]], problems: list[str]
 ) -> np.ndarray:
     """Returns a column's values and appends to `problems` what is none."""
     kind = _KINDS.get(name, str)
     values = []
-    for row, record in enumerate(records, start=1):
+    for row, record in rows:
         text = record[name]
         try:
             value = NO_FOLD if name == "fold" and text == "" else kind(text)

@@ -6,7 +6,10 @@ that was finished is not done again; one that was stopped goes on.
 
 import contextlib
 import copy
+import itertools
 import json
+import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,13 +23,13 @@ from allcls_jax.data import partition_file
 from allcls_jax.data.cells import Part
 from allcls_jax.data.splits import Partition, Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER, metrics
+from allcls_jax.evaluation import DISCLAIMER, ensemble, metrics
 from allcls_jax.evaluation.predictions import Predictions, concatenate
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.provenance import provenance
-from allcls_jax.experiments.run import run
+from allcls_jax.experiments.run import train_and_test
 from allcls_jax.experiments.setup import (
     Data,
     Setup,
@@ -35,7 +38,10 @@ from allcls_jax.experiments.setup import (
     show_cells,
     show_layers,
 )
-from allcls_jax.training import sharding
+from allcls_jax.experiments.training import CHECKPOINTS, Run
+from allcls_jax.training import placement, sharding
+from allcls_jax.training.checkpoint import Checkpoints
+from allcls_jax.training.writers import write_atomically
 
 _NAMES = {
     SplitKind.HELD_OUT: "preliminary part",
@@ -62,7 +68,6 @@ def cross_validate(config: Config, workdir: Path) -> bool:
       InputError: if data, weights or the workdir cannot be used.
     """
     started = time.monotonic()
-    sharding.check_batch_size(config.train.batch_size)
     data = open_data(config)
     config = data.config
     sharding.on_first_process(lambda: folder.check(workdir, config))
@@ -125,28 +130,61 @@ def _train_all(
     plan: Sequence[Config], data: Data, workdir: Path
 ) -> list[Partition] | None:
     """Does what is not done yet; returns each run's partition, None if stopped."""
-    partitions: list[Partition] = []
-    setup: Setup | None = None
-    for number, config in enumerate(plan):
-        if data.copies is not None and config.data.repeat != data.config.data.repeat:
-            data, setup = open_data(config), None  # other cells are copied
-        partition = data.partition(config)
-        partitions.append(partition)
-        name = run_name(config)
-        title = f"run {number + 1} of {len(plan)}, {name} ({partition.test_name})"
-        if _finished(workdir / name, config):
-            terminal.say(f"{title}: finished before")
+    runs: list[Run] = []
+    # Where turned copies are made, each repeat makes others.
+    copied = data.copies is not None
+    shown = False
+    for _, group in itertools.groupby(plan, lambda config: config.data.repeat * copied):
+        configs = list(group)
+        if copied and configs[0].data.repeat != data.config.data.repeat:
+            data = open_data(configs[0])
+        here = [
+            Run(config, workdir / run_name(config), data.partition(config))
+            for config in configs
+        ]
+        runs += here
+        todo = [run for run in here if not _finished(run.workdir, run.config)]
+        if len(todo) < len(here):
+            terminal.say(f"{len(here) - len(todo)} of {len(here)} runs were finished")
+        if not todo:
             continue
-        terminal.say(title)
-        if setup is None or setup.config.seed != config.seed:
-            first, setup = setup is None, set_up(config, data)
-            if first:
-                show_layers(config, setup.network)
-        results = run(config, setup, workdir / name)
-        if results is None:
-            return None
-        terminal.say(f"{title}: {outputs.in_one_line(results)}")
-    return partitions
+        setup = set_up(data.config, data)
+        if not shown:
+            show_layers(setup.config, setup.network)
+            shown = True
+        for together in _together(todo, here, setup, workdir):
+            names = ", ".join(run.workdir.name for run in together)
+            terminal.say(f"training {len(together)} of {len(plan)} runs: {names}")
+            results = train_and_test(together, setup, workdir)
+            if results is None:
+                return None
+            for run, found in zip(together, results, strict=True):
+                terminal.say(f"{run.workdir.name}: {outputs.in_one_line(found)}")
+            sharding.on_first_process(
+                lambda: shutil.rmtree(workdir / CHECKPOINTS, ignore_errors=True)
+            )
+    return [run.partition for run in runs]
+
+
+def _together(
+    todo: Sequence[Run], every: Sequence[Run], setup: Setup, workdir: Path
+) -> Iterator[list[Run]]:
+    """Yields the runs that are trained side by side: all, if the memory allows it."""
+    todo = list(todo)
+    if setup.features is None:
+        yield from ([run] for run in todo)
+        return
+    if (workdir / CHECKPOINTS).exists():
+        # Those that were under way go on together, also if some had come to their end.
+        with Checkpoints(workdir / CHECKPOINTS, read_only=True) as kept:
+            names = kept.record()["runs"] if kept.latest_step is not None else []
+        if begun := [run for run in every if run.workdir.name in names]:
+            yield begun
+            todo = [run for run in todo if run not in begun]
+    size = placement.heads_at_once(4 * setup.head_bytes)
+    parts = math.ceil(len(todo) / size)
+    for number in range(parts):
+        yield todo[number::parts]
 
 
 def _finished(workdir: Path, config: Config) -> bool:
@@ -215,5 +253,15 @@ def _pool(
         "provenance": provenance(),
         "disclaimer": DISCLAIMER,
     }
+    together = ensemble.of_seeds(pooled)
+    if together is not None:
+        tested = next(iter(together.mean.of(Split.TEST).passes()))[1]
+        of_test = together.mean.split == Split.TEST
+        results["ensemble"] = {
+            "members": together.members,
+            "test": metrics.figures(tested),
+            "mean_spread": float(np.mean(together.spread[of_test])),
+        }
+        write_atomically(workdir / outputs.ENSEMBLE_FILE, together.to_csv())
     outputs.write(workdir, pooled, results)
     outputs.conclude(workdir, results, config)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax import config_files, terminal
@@ -21,9 +22,11 @@ from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.provenance import provenance
-from allcls_jax.training import inputs, loop, optim, sharding, steps
+from allcls_jax.experiments.training import CHECKPOINTS
+from allcls_jax.training import inputs, optim, sharding, steps, whole
 from allcls_jax.training.checkpoint import Checkpoints
 from allcls_jax.training.network import build
+from allcls_jax.training.state import Best
 
 # A checkpoint fits only a configuration that agrees in these.
 _NETWORK_FIELDS = (
@@ -32,6 +35,7 @@ _NETWORK_FIELDS = (
     "data.image_size",
     "data.pack_size",
     "data.crop",
+    "optim.trainable",
 )
 
 
@@ -65,20 +69,25 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             f"{workdir}: its run was trained with another configuration "
             f"({'; '.join(wrong)}); give the same --config and overrides"
         )
-    sharding.check_batch_size(config.train.batch_size)
     seen = partition_file.read(workdir)
     cells = inputs.open_cells(config)
     rows = splits.limit(cells.table, config.data.limit)
     table = cells.table.take(rows)
     prepare.show_counts(cells)
 
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        record = checkpoints.best_record()
-        network = build(
-            config, cells.source, cache_dir=inputs.cache_dir(config), record=record
+    network = build(config, cells.source, cache_dir=inputs.cache_dir(config))
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
+        record = checkpoints.record()
+        if record["weights"]["sha256"] != network.weights["sha256"]:
+            raise InputError(
+                f"--config.model.weights: {network.weights['file'] or 'random'} is not "
+                f"what the run was trained upon, {record['weights']['file']} (sha256 "
+                f"{record['weights']['sha256']}); give that file"
+            )
+        trained_part = optim.trainable(network.params, network.mask)
+        best = checkpoints.restore_best(
+            Best(params=trained_part, loss=jnp.zeros(()), step=jnp.zeros((), jnp.int32))
         )
-        params = checkpoints.restore_best_params(network.params)
-        best_step = checkpoints.best_step
     compiled = steps.make_steps(
         network.model,
         network.preprocessing,
@@ -89,11 +98,17 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         seed=config.seed,
     )
     with terminal.track("evaluating", len(rows), "images") as advance:
-        images = pipeline.Images(cells, config.data.image_size)
-        reading = inputs.reading(config, config.train.batch_size)
-        batches = pipeline.evaluation_batches(images, cells.table, rows, reading)
-        _, probability = loop.evaluate(
-            params, compiled, network.shardings, batches, advance
+        images = pipeline.PackedImages(cells, None, config.data.image_size)
+        size = inputs.forward_batch_size(config, network)
+        batches = pipeline.evaluation_batches(
+            images, cells.table, rows, inputs.reading_of(config, size)
+        )
+        _, probability = whole.evaluate(
+            optim.merge(network.params, best.params),
+            compiled,
+            network.shardings,
+            batches,
+            advance=advance,
         )
     group = np.full(len(cells.table), "", object)
     group[rows] = find_groups(table, config.data.groups).group
@@ -128,7 +143,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         },
         "run": {
             "workdir": str(workdir),
-            "step": best_step,
+            "step": int(best.step),
             "source": trained["data"]["source"],
             "split": trained["data"]["split"],
             "fingerprint": record["data_fingerprint"],

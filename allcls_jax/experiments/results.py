@@ -19,6 +19,7 @@ from allcls_jax.training.writers import write_atomically, write_json
 PREDICTIONS_FILE = "predictions.csv"
 RESULTS_FILE = "results.json"
 EVALUATION_FILE = "evaluation.json"
+ENSEMBLE_FILE = "ensemble.csv"
 
 _COUNTS = ("images", "patients", "groups", "ALL", "HEM")
 
@@ -135,6 +136,12 @@ def conclude(folder: Path, results: Mapping[str, Any], config: Config) -> None:
     terminal.show_table(title, *assessment.rows(found))
     if found["counts"]["runs"] > 1:
         _show_folds(found)
+    if (together := results.get("ensemble")) is not None:
+        terminal.say(
+            f"Ensemble of {together['members']} networks a fold: "
+            f"{in_one_line(together)}; their P(ALL) of an image spread by "
+            f"{together['mean_spread']:.3f} on average ({ENSEMBLE_FILE})"
+        )
     for note in (*results["notes"], *found["warnings"]):
         terminal.warn(note)
     terminal.say(f"{terminal.duration(results['seconds'])}; all of it in {folder}")
@@ -171,14 +178,13 @@ def _show_folds(found: Mapping[str, Any]) -> None:
 
 
 def in_one_line(results: Mapping[str, Any]) -> str:
-    """Returns the figures of one of many runs."""
+    """Returns the figures of one of many tables."""
     test = results["test"]
-    told = ", ".join(
+    return ", ".join(
         f"{name.replace('_', ' ')} "
         + ("undefined" if test[name] is None else f"{test[name]:.4f}")
         for name in ("weighted_f1", "auroc")
     )
-    return f"{told}, {terminal.duration(results['seconds'])}"
 
 
 def show_partitions(partitions: Sequence[Partition], table: CellTable) -> None:

@@ -11,8 +11,8 @@ from allcls_jax.data import copies, pipeline, prepare, splits
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.models.vgg import LayerRow, layer_table
-from allcls_jax.training import inputs, optim, steps
-from allcls_jax.training.network import Network, build
+from allcls_jax.training import inputs, placement, sharding
+from allcls_jax.training.network import Network, build, make_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +50,20 @@ class Setup:
         tests, which a run may change.
       data: the cells.
       network: with its parameters in place.
-      given: what the network is given of each cell.
+      images: by row of `data.every`.
+      features: of them, where the backbone is frozen and features are kept.
     """
 
     config: Config
     data: Data
     network: Network
-    given: pipeline.Inputs
-    _compiled: dict[tuple[float, float], steps.Steps]
+    images: pipeline.PackedImages
+    features: inputs.Features | None
 
-    def compiled(self, class_weights: tuple[float, float]) -> steps.Steps:
-        """Returns the steps; those of other runs with the same class weights."""
-        if class_weights not in self._compiled:
-            self._compiled[class_weights] = _make_steps(
-                self.config, self.network, class_weights
-            )
-        return self._compiled[class_weights]
+    @property
+    def head_bytes(self) -> int:
+        """Of the trainable parameters."""
+        return 4 * self.network.counts["trainable"]
 
 
 def open_data(config: Config) -> Data:
@@ -77,7 +75,7 @@ def open_data(config: Config) -> Data:
     cells = inputs.open_cells(config)
     rows = splits.limit(cells.table, config.data.limit)
     kind = splits.split_kind(cells.table.take(rows), config.data)
-    config = config.resolved(cells.source, kind)
+    config = _with_batch_size(config.resolved(cells.source, kind))
     if kind is not SplitKind.IMAGE_COPIES:
         table = cells.table.take(rows)
         return Data(config, cells, None, cells.table, rows, table)
@@ -94,16 +92,9 @@ def set_up(config: Config, data: Data) -> Setup:
       data: the cells.
     """
     network = build(config, data.cells.source, cache_dir=inputs.cache_dir(config))
-    one = (1.0, 1.0)
-    compiled = {one: _make_steps(config, network, one)}
-    number = len(data.cells)
-    own = data.rows[data.rows < number]
-    given = inputs.make_inputs(config, data.cells, own, network, compiled[one])
-    if data.copies is not None and len(data.copies):  # none where classes are even
-        rows = np.arange(len(data.copies))
-        lower = inputs.make_inputs(config, data.copies, rows, network, compiled[one])
-        given = pipeline.Joined(given, lower, number)
-    return Setup(config, data, network, given, compiled)
+    images = pipeline.PackedImages(data.cells, data.copies, config.data.image_size)
+    features = inputs.compute_features(config, images, data.every, data.rows, network)
+    return Setup(config, data, network, images, features)
 
 
 def layer_rows(config: Config, network: Network) -> list[dict[str, object]]:
@@ -153,15 +144,11 @@ def show_cells(data: Data) -> None:
         )
 
 
-def _make_steps(
-    config: Config, network: Network, class_weights: tuple[float, float]
-) -> steps.Steps:
-    return steps.make_steps(
-        network.model,
-        network.preprocessing,
-        optim.make_optimizer(config.optim, network.mask),
-        network.mask,
-        network.shardings,
-        class_weights=class_weights,
-        seed=config.seed,
-    )
+def _with_batch_size(config: Config) -> Config:
+    """Fills in the size of a batch, where it is left open."""
+    if config.train.batch_size is None:
+        config.train.batch_size = placement.fitting_batch(
+            make_model(config), config.data.image_size, learning=True
+        )
+    sharding.check_batch_size("train.batch_size", config.train.batch_size)
+    return config

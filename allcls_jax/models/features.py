@@ -1,156 +1,267 @@
-"""What the frozen part of a network makes of each image, computed once.
+"""What the frozen part of a network makes of each image and view, computed once.
 
-A frozen backbone gives the same features in every epoch and every run. They are kept as
-one memory-mapped array in a folder that is named after all they depend on. A second
-array holds a checksum of each row, 0 where there is none: a computation that was cut
-goes on where it stopped, a run over some of the images computes those only, and a
-damaged row is computed again.
+A frozen backbone gives the same features in every epoch and every run. They are kept in
+a folder named after all that they depend on but the images, and found there by the hash
+of the image and the view of it. A computation that was cut goes on where it stopped,
+new images are added, and what is damaged is computed again.
 """
 
+import contextlib
 import hashlib
-import math
 import os
+import queue
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from allcls_jax.data.copies import Cells
-from allcls_jax.data.pipeline import Batch
+from allcls_jax.data.threads import in_threads
 from allcls_jax.errors import InputError
+from allcls_jax.locking import locked
 from allcls_jax.models.preprocessing import Preprocessing
-from allcls_jax.models.vgg import VGG, Params, flatten_params, layer_table
+from allcls_jax.models.vgg import (
+    VGG,
+    GlobalAveragePool,
+    Params,
+    flatten_params,
+    layer_table,
+)
 
 # Raise it when the same key would give other numbers.
-_FORMAT = 1
+_FORMAT = 2
 
-_VALUES = "features.f32"
-_CHECKS = "checksums.u32"
+_VALUES = "values"
+_INDEX = "index"
+
+# One for each slot of the values: whose features they are, and a checksum.
+_RECORD = np.dtype([("image", "V32"), ("view", "u1"), ("check", "<u4")])
+
+# Bytes that are read, or wait to be written, at a time.
+_BLOCK = 64 * 2**20
+
+Key = tuple[bytes, int]  # sha256 of an image, view of it from 0 to 7
 
 
-class Features:
-    """Features of the cells of a pack, by row; an input of `pipeline`'s batches.
+class FeatureStore:
+    """Features in a folder, by image and view; used by one thread.
 
     Attributes:
-      name: `features`, the key in a batch.
-      shape: (m,), of one image.
-      dtype: float32.
+      shape: (m,), of one image in one view.
+      dtype: of the values; what the backbone computes in, so that nothing is lost.
     """
 
-    name: Literal["features"] = "features"
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, directory: Path, num_images: int, width: int):
-        """Opens the arrays, or makes them with no row in them.
+    def __init__(self, directory: Path, width: int, dtype: np.dtype):
+        """Opens the folder, or makes it with nothing in it.
 
         Args:
-          directory: named after the features' key.
-          num_images: rows, those of the pack's table.
+          directory: named after all that features depend on but the image.
           width: features of an image.
+          dtype: of a feature.
 
         Raises:
           InputError: if the folder cannot be written.
         """
         self.shape = (width,)
+        self.dtype = dtype
         self._directory = directory
-        self._num_images = num_images
-        try:
+        self._row_bytes = width * dtype.itemsize
+        self._slots: dict[Key, int] = {}
+        self._checks = np.zeros(0, np.uint32)
+        with self._explained():
             directory.mkdir(parents=True, exist_ok=True)
-            self._values, self._checks = self._open()
-        except OSError as error:
-            raise self._unusable(error) from error
+            for name in (_VALUES, _INDEX):
+                (directory / name).touch()
+        self._read_index()
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        """Returns the features of a row: (m,) float32."""
-        assert self._checks[row], f"features of row {row} were not computed"
-        return self._values[row]
+    def missing(self, keys: Sequence[Key]) -> np.ndarray:
+        """Returns which of the keys (n,) are absent or damaged: (k,) int64."""
+        self._read_index()
+        slots = np.array([self._slots.get(key, -1) for key in keys], np.int64)
+        whole = slots >= 0
+        there = np.flatnonzero(whole)
 
-    def __reduce__(self) -> tuple[type["Features"], tuple[Path, int, int]]:
-        # Another process maps the files itself instead of getting a copy.
-        return Features, (self._directory, self._num_images, self.shape[0])
+        def damaged(block: np.ndarray) -> np.ndarray:
+            values = self._read(slots[block])
+            sums = [_checksum(row) for row in values]
+            return block[np.array(sums, np.uint32) != self._checks[slots[block]]]
 
-    def missing(self, rows: np.ndarray) -> np.ndarray:
-        """Returns those of the rows (n,) that are absent or damaged."""
-        return np.array(
-            [
-                row
-                for row in rows.tolist()
-                if self._checks[row] != _checksum(self._values[row])
-            ],
-            dtype=np.int64,
-        )
+        with in_threads(damaged, self._blocks(there)) as found:
+            for block in found:
+                whole[block] = False
+        return np.flatnonzero(~whole)
 
-    def put(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Keeps features (n, m) of n rows; they count once they are on the disk.
+    def read(self, keys: Sequence[Key]) -> np.ndarray:
+        """Returns features (n, m) of keys that are not missing, unchecked."""
+        self._read_index()
+        slots = [self._slots.get(key, -1) for key in keys]
+        assert min(slots, default=0) >= 0, "not all of these features were computed"
+        slots = np.array(slots, np.int64)
+        values = np.empty((len(keys), *self.shape), self.dtype)
+        for block in self._blocks(np.arange(len(keys))):
+            values[block] = self._read(slots[block])
+        return values
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator["_Writer"]:
+        """Yields what keeps features in the background; all are kept at the end.
 
         Raises:
           InputError: if there is no space left.
         """
-        sums = np.array([_checksum(value) for value in values], np.uint32)
+        writer = _Writer(self._add)
         try:
-            # Not through the maps: where the disk is full they end the process.
-            self._write(_VALUES, rows, np.ascontiguousarray(values, np.float32))
-            self._write(_CHECKS, rows, sums)
-        except OSError as error:
-            raise self._unusable(error) from error
+            yield writer
+        finally:
+            writer.close()
+        with self._explained():
+            writer.check()
 
-    def _write(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
-        size = values[:1].nbytes
+    def _add(self, keys: Sequence[Key], values: np.ndarray) -> None:
+        """Keeps features (n, m); they count once they are on the disk."""
+        values = np.ascontiguousarray(values, self.dtype)
+        with locked(
+            self._directory / ".lock",
+            waiting=f"waiting for another process that writes {self._directory}",
+        ):
+            self._read_index()  # another process may have added some
+            known = len(self._checks)
+            fresh = [key for key in dict.fromkeys(keys) if key not in self._slots]
+            slots = {key: self._slots[key] for key in keys if key in self._slots} | {
+                key: known + i for i, key in enumerate(fresh)
+            }
+            chosen = [slots[key] for key in keys]
+            records = np.zeros(len(keys), _RECORD)
+            records["image"] = np.array([image for image, _ in keys], "V32")
+            records["view"] = [view for _, view in keys]
+            records["check"] = [_checksum(row) for row in values]
+            self._write(_VALUES, chosen, values)
+            self._write(_INDEX, chosen, records)
+            self._read_index()
+            self._checks[chosen] = records["check"]
+
+    def _write(self, name: str, slots: Sequence[int], rows: np.ndarray) -> None:
+        size = rows[:1].nbytes
         with (self._directory / name).open("r+b") as file:
-            for row, value in zip(rows.tolist(), values, strict=True):
-                file.seek(row * size)
-                file.write(value.tobytes())
+            for slot, row in zip(slots, rows, strict=True):
+                file.seek(slot * size)
+                file.write(row.tobytes())
             file.flush()
             os.fsync(file.fileno())
 
-    def _open(self) -> tuple[np.memmap, np.memmap]:
-        def array(name: str, kind: type, shape: tuple[int, ...]) -> np.memmap:
-            path = self._directory / name
-            with path.open("ab") as file:
-                # Zeros take up no space until a row is written.
-                file.truncate(np.dtype(kind).itemsize * math.prod(shape))
-            return np.memmap(path, dtype=kind, mode="r", shape=shape)
+    def _read_index(self) -> None:
+        """Takes note of the records behind those that are known."""
+        known = len(self._checks)
+        with (self._directory / _INDEX).open("rb") as file:
+            file.seek(known * _RECORD.itemsize)
+            data = file.read()
+        # A record cut short was being written when a run was killed.
+        records = np.frombuffer(data, _RECORD, len(data) // _RECORD.itemsize)
+        pairs = zip(records["image"].tolist(), records["view"].tolist(), strict=True)
+        self._slots |= {key: known + slot for slot, key in enumerate(pairs)}
+        self._checks = np.concatenate([self._checks, records["check"]])
 
-        rows = self._num_images
-        return (
-            array(_VALUES, np.float32, (rows, *self.shape)),
-            array(_CHECKS, np.uint32, (rows,)),
-        )
+    def _read(self, slots: np.ndarray) -> np.ndarray:
+        """Returns what stands in slots (n,): (n, m); zeros behind the file's end."""
+        values = np.zeros((len(slots), *self.shape), self.dtype)
+        size = self._row_bytes
+        # Neighbours in the file are read in one go. Not through a map: its pages would
+        # count as memory of this process.
+        cuts = np.flatnonzero(np.diff(slots) != 1) + 1
+        with (self._directory / _VALUES).open("rb", buffering=0) as file:
+            for begin, end in zip(
+                [0, *cuts.tolist()], [*cuts.tolist(), len(slots)], strict=True
+            ):
+                if begin < end:
+                    target = memoryview(values[begin:end].view(np.uint8).data).cast("B")
+                    offset = int(slots[begin]) * size
+                    file.seek(offset)
+                    done = 0
+                    while read := file.readinto(target[done:]):
+                        done += read
+        return values
 
-    def _unusable(self, error: OSError) -> InputError:
-        return InputError(
-            f"{self._directory}: features cannot be kept there ({error}); give another "
-            "--config.cache_dir, or --config.train.cache_features=false"
-        )
+    def _blocks(self, indices: np.ndarray) -> list[np.ndarray]:
+        each = max(1, _BLOCK // self._row_bytes)
+        return [indices[i : i + each] for i in range(0, len(indices), each)]
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._directory}: features cannot be kept there ({error}); give "
+                "another --config.cache_dir, or --config.train.cache_features=false"
+            ) from error
 
 
-def open_features(
-    cells: Cells,
+class _Writer:
+    """Keeps features in a thread of its own, so that no device waits for a disk."""
+
+    def __init__(self, add: Callable[[Sequence[Key], np.ndarray], None]):
+        self._add = add
+        self._error: BaseException | None = None
+        # Bounded: what waits is in memory.
+        self._waiting: queue.Queue[tuple[Sequence[Key], np.ndarray] | None]
+        self._waiting = queue.Queue(maxsize=16)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def put(self, keys: Sequence[Key], values: np.ndarray) -> None:
+        """Takes features (n, m) of n keys."""
+        if self._error is None:
+            self._waiting.put((keys, values))
+
+    def close(self) -> None:
+        """Returns when all that was taken is kept, or could not be."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raises what kept features from being kept."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while (taken := self._waiting.get()) is not None:
+            if self._error is None:
+                try:
+                    self._add(*taken)
+                except BaseException as error:  # raised where it is looked at
+                    self._error = error
+
+
+def open_store(
     backbone: VGG,
     params: Params,
     preprocessing: Preprocessing,
     *,
     image_size: int,
+    source: tuple[int | None, ...],
     cache_dir: Path,
-) -> Features:
-    """Opens the features of a pack under a frozen network; computes none.
+) -> FeatureStore:
+    """Opens the store of a frozen network's features; computes none.
 
     Args:
-      cells: the pack.
       backbone: the layers up to the features.
       params: of the whole network; only the backbone's enter the key.
       preprocessing: what the weights expect.
       image_size: pixels.
+      source: what else has made the image out of its file: pixels stored and cropped.
       cache_dir: features lie in its folder `features`.
     """
+    last = backbone.layers[-1]
     (width,) = layer_table(backbone.layers, image_size)[-1].shape
+    # An average over places has more digits than what it is taken of.
+    averaged = isinstance(last, GlobalAveragePool)
+    dtype = np.dtype(jnp.float32 if averaged else backbone.dtype)
     key = (
         _FORMAT,
-        (cells.size, cells.crop, *cells.table.sha256.tolist()),
+        source,
         (backbone.layers, np.dtype(backbone.dtype).name, image_size),
         preprocessing,
         # Devices round differently, and some use fewer bits than they are given.
@@ -162,40 +273,9 @@ def open_features(
         if name.partition("/")[0] in used:
             digest.update(name.encode())
             digest.update(np.asarray(array).tobytes())
-    return Features(cache_dir / "features" / digest.hexdigest()[:24], len(cells), width)
+    return FeatureStore(cache_dir / "features" / digest.hexdigest()[:24], width, dtype)
 
 
-def compute(
-    features: Features,
-    batches: Iterator[Batch],
-    forward: Callable[[Batch], tuple[ArrayLike, ArrayLike]],
-    advance: Callable[[int], None],
-) -> None:
-    """Computes the features of every image in the batches and keeps them.
-
-    Args:
-      features: gets them.
-      batches: of images.
-      forward: batch → features (n, m) float32 and rows (n,) int32, -1 for padding.
-      advance: is told the number of images just kept.
-    """
-
-    def keep(values: ArrayLike, row: ArrayLike) -> None:
-        real = np.asarray(row) >= 0
-        features.put(np.asarray(row)[real], np.asarray(values)[real])
-        advance(int(real.sum()))
-
-    pending: tuple[ArrayLike, ArrayLike] | None = None
-    for batch in batches:
-        following = forward(batch)
-        # The device is at work on this batch while the last one is written.
-        if pending is not None:
-            keep(*pending)
-        pending = following
-    if pending is not None:
-        keep(*pending)
-
-
-def _checksum(values: np.ndarray) -> int:
-    """Returns the CRC-32 of an array's bytes; never 0, which means an absent row."""
-    return zlib.crc32(np.ascontiguousarray(values, np.float32).tobytes()) or 1
+def _checksum(row: np.ndarray) -> int:
+    """Returns the CRC-32 of an array's bytes."""
+    return zlib.crc32(row.view(np.uint8).data)

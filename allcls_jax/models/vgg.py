@@ -10,6 +10,7 @@ Transfer Learning", figure 7.
 """
 
 import dataclasses
+import itertools
 import math
 import zlib
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import numpy as np
 from flax import linen as nn
 
 from allcls_jax.config import HeadKind, ModelName
+from allcls_jax.models import blocks
 
 # Layer name → {"kernel", "bias"} → array, or its shape and type.
 Params = dict[str, dict[str, jax.Array]]
@@ -137,13 +139,18 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        dropout: jax.Array | float | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the last layer's output, and named ones on the way.
 
         Args:
           images: (n, height, width, 3) float32, preprocessed.
           train: whether dropout drops; then a `dropout` random stream is needed.
+          dropout: rate, in [0, 1), in place of the table's; may be traced.
 
         Returns:
           Logits (n, 2) float32, or what the last layer gives; and a dictionary with
@@ -153,13 +160,18 @@ class VGG(nn.Module):
         """
         x = images.astype(self.dtype)
         named: dict[str, jax.Array] = {}
+        in_blocks = not train and self._runs_in_blocks()
+        block: list[dict[str, jax.Array]] = []
         for layer in self.layers:
             match layer:
+                case Conv(name) if in_blocks:
+                    block.append(self.variables["params"][name])
                 case Conv(name, channels):
                     conv = nn.Conv(channels, (3, 3), dtype=self.dtype, name=name)
                     x = nn.relu(conv(x))
                 case MaxPool(name):
-                    x = named[name] = nn.max_pool(x, (2, 2), (2, 2))
+                    x = blocks.winograd(x, block) if block else blocks.max_pool(x)
+                    named[name], block = x, []
                 case Flatten():
                     x = named["features"] = x.reshape(len(x), -1).astype(jnp.float32)
                 case GlobalAveragePool():
@@ -167,10 +179,25 @@ class VGG(nn.Module):
                 case Dense(name, units, relu):
                     x = nn.Dense(units, name=name)(x)
                     x = nn.relu(x) if relu else x
-                case Dropout(name, rate):
-                    x = nn.Dropout(rate, deterministic=not train, name=name)(x)
+                case Dropout(_, rate):
+                    if train:
+                        given = rate if dropout is None else dropout
+                        x = _drop(x, given, self.make_rng("dropout"))
         named["logits"] = x
         return x, named
+
+    def _runs_in_blocks(self) -> bool:
+        """Whether each block is computed as a whole, which is faster on a CPU."""
+        ends_in_pooling = all(
+            isinstance(after, Conv | MaxPool)
+            for layer, after in itertools.pairwise((*self.layers, None))
+            if isinstance(layer, Conv)
+        )
+        return (
+            ends_in_pooling
+            and blocks.winograd_runs(self.dtype)
+            and not self.is_initializing()
+        )
 
 
 def split_at_features(model: VGG) -> tuple[VGG, VGG]:
@@ -187,6 +214,14 @@ def split_at_features(model: VGG) -> tuple[VGG, VGG]:
         # What follows the features is computed in float32.
         VGG(model.layers[behind:]),
     )
+
+
+def _drop(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
+    """Returns values of which a share is 0, and the others scaled up to their sum."""
+    # Flax's own wants a rate that is known when the step is compiled. Rounded first,
+    # one that is known gives the same masks as one that is not.
+    kept = 1 - jnp.asarray(rate, x.dtype)
+    return jnp.where(jax.random.bernoulli(key, kept, x.shape), x / kept, 0)
 
 
 def param_shapes(model: VGG, image_size: int) -> ParamShapes:

@@ -1,25 +1,22 @@
-"""What a run is fed: its cells, as images or as features of a frozen backbone."""
+"""What runs are fed: cells, as images or as features of a frozen backbone."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from allcls_jax import terminal
-from allcls_jax.config import Config
+from allcls_jax.config import Config, Place
 from allcls_jax.data import pipeline, prepare
-from allcls_jax.data.copies import Cells
+from allcls_jax.data.cells import CellTable
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.models import features
 from allcls_jax.models.vgg import split_at_features
 from allcls_jax.paths import default_cache_dir
-from allcls_jax.training import sharding
+from allcls_jax.training import placement, sharding
 from allcls_jax.training.network import Network
-from allcls_jax.training.steps import Steps
-
-# Images of a batch on one device whose features are computed: what fits a CPU's caches,
-# and fills anything else.
-_FEATURE_BATCH = {"cpu": 8}
+from allcls_jax.training.steps import make_features_step
 
 
 def cache_dir(config: Config) -> Path:
@@ -40,58 +37,185 @@ def open_cells(config: Config) -> PackedCells:
     return open_them() if cells is None else cells
 
 
-def make_inputs(
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features of a table's images, computed and kept.
+
+    Attributes:
+      store: has them.
+      images: of the same rows; tells their keys.
+      rows: (n,) int64 rows of the table.
+      num_views: of each: all 8, or the first, the image itself.
+    """
+
+    store: features.FeatureStore
+    images: pipeline.PackedImages
+    rows: np.ndarray
+    num_views: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all of them."""
+        width = self.store.shape[0] * self.store.dtype.itemsize
+        return len(self.rows) * self.num_views * width
+
+    def keys(self, rows: np.ndarray, views: np.ndarray) -> list[features.Key]:
+        """Returns the keys of rows (n,) in views (n,)."""
+        pairs = map(self.images.key, rows.tolist())
+        # A copy is seen once: copies come with a split that is not for augmentation.
+        return [
+            (image, own or view)
+            for (image, own), view in zip(pairs, views.tolist(), strict=True)
+        ]
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the features of images as they are: (n, m)."""
+        return self.store.read(self.keys(rows, np.zeros(len(rows), np.int32)))
+
+
+def compute_features(
     config: Config,
-    cells: Cells,
+    images: pipeline.PackedImages,
+    table: CellTable,
     rows: np.ndarray,
     network: Network,
-    compiled: Steps,
-) -> pipeline.Inputs:
-    """Returns images, or the features of a frozen backbone, computing those missing.
+    *,
+    held: pipeline.HeldImages | None = None,
+) -> Features | None:
+    """Computes what is missing of a frozen backbone's features.
 
     Args:
       config: validated.
-      cells: the pack, or turned copies from it.
-      rows: (n,) int64 rows of its table that the run uses.
+      images: of the table's rows.
+      table: records of the pack and, below it, of copies.
+      rows: (n,) int64 rows of it that are used.
       network: says what is frozen.
-      compiled: its steps.
+      held: the same images, where they are in memory already.
+
+    Returns:
+      The features; None where the backbone is not frozen, where images vary in ways
+      that cannot be kept, or where the configuration wants none.
     """
-    images = pipeline.Images(cells, config.data.image_size)
     backbone, _ = split_at_features(network.model)
-    stack = [
-        network.mask[layer.name]
-        for layer in backbone.layers
-        if layer.name in network.mask
-    ]
-    if not config.train.cache_features or any(jax.tree.leaves(stack)):
-        return images
-    kept = features.open_features(
-        cells,
+    stack = [network.mask[x.name] for x in backbone.layers if x.name in network.mask]
+    fixed = not any(jax.tree.leaves(stack)) and not config.augment.continuous
+    if not (fixed and config.train.cache_features):
+        return None
+    cells = images.cells
+    store = features.open_store(
         backbone,
         network.params,
         network.preprocessing,
-        image_size=config.data.image_size,
+        image_size=images.size,
+        source=(cells.size, cells.crop),
         cache_dir=cache_dir(config),
     )
-    missing = sharding.union(kept.missing(rows), len(cells))
+    num_views = pipeline.NUM_VIEWS if config.augment.dihedral else 1
+    found = Features(store, images, rows, num_views)
+    every = np.repeat(rows, num_views)
+    views = np.tile(np.arange(num_views, dtype=np.int32), len(rows))
+    missing = sharding.union(store.missing(found.keys(every, views)), len(every))
     if len(missing):
-        each = _FEATURE_BATCH.get(jax.default_backend(), 128)
-        batched = reading(config, each * jax.device_count())
-
-        def forward(batch: pipeline.Batch) -> tuple[jax.Array, jax.Array]:
-            return compiled.features(network.params, network.shardings.put_batch(batch))
-
-        with terminal.track("features", len(missing), "images") as advance:
-            batches = pipeline.evaluation_batches(images, cells.table, missing, batched)
-            features.compute(kept, batches, forward, advance)
+        # Identical images have one key, and are computed once.
+        keys = found.keys(every[missing], views[missing])
+        firsts = dict(zip(keys[::-1], missing[::-1].tolist(), strict=True))
+        missing = np.array(sorted(firsts.values()), np.int64)
+        _compute(
+            config,
+            found,
+            table,
+            every[missing],
+            views[missing],
+            network,
+            held or images,
+        )
     terminal.say(
         f"features of the frozen backbone: {len(missing):,} computed, "
-        f"{len(rows) - len(missing):,} kept from before"
+        f"{len(every) - len(missing):,} kept from before"
     )
-    return kept
+    return found
 
 
-def reading(config: Config, batch_size: int) -> pipeline.Reading:
+def _compute(
+    config: Config,
+    found: Features,
+    table: CellTable,
+    rows: np.ndarray,
+    views: np.ndarray,
+    network: Network,
+    images: pipeline.Images,
+) -> None:
+    """Computes the features of rows (n,) in views (n,)."""
+    forward = make_features_step(
+        network.model, network.preprocessing, network.shardings, found.store.dtype
+    )
+    size = forward_batch_size(config, network)
+    reading = reading_of(config, size)
+    keys = found.keys(rows, views)
+    batches = pipeline.evaluation_batches(
+        images, table, rows, reading, views=_on_device(found, rows, views)
+    )
+    first = jax.process_index() == 0
+    with (
+        terminal.track("features", len(rows), "images") as advance,
+        found.store.adding() as writer,
+    ):
+
+        def keep(begin: int, values: jax.Array) -> None:
+            taken = keys[begin : begin + size]
+            if first:
+                writer.put(taken, np.asarray(values)[: len(taken)])
+            advance(len(taken))
+
+        pending: tuple[int, jax.Array] | None = None
+        for number, batch in enumerate(batches):
+            values = forward(network.params, network.shardings.put_batch(batch))
+            # The device is at work on this batch while the last one is written.
+            if pending is not None:
+                keep(*pending)
+            pending = number * size, values
+        if pending is not None:
+            keep(*pending)
+    sharding.wait_for_all("features")
+
+
+def _on_device(found: Features, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
+    """Returns the views that are left to turn: copies come turned."""
+    own = np.array([found.images.key(row)[1] for row in rows.tolist()], np.int32)
+    return np.where(own > 0, 0, views).astype(np.int32)
+
+
+def place_images(
+    config: Config, images: pipeline.Images, rows: np.ndarray, network: Network
+) -> tuple[pipeline.Images, jax.Array | None]:
+    """Brings images to where training wants them.
+
+    Returns:
+      The images, held in memory unless they stay on disk; and all of them on the
+      devices, (n, size, size, 3) uint8, or None.
+    """
+    size = len(rows) * images.size**2 * 3
+    place = placement.choose(config.train.keep, size, "images")
+    if place is Place.DISK:
+        return images, None
+    held = pipeline.hold(images, rows)
+    if place is Place.HOST:
+        return held, None
+    return held, network.shardings.put_replicated(held.images)
+
+
+def forward_batch_size(config: Config, network: Network) -> int:
+    """Returns how many images go through the network at once, nothing being learnt."""
+    size = config.train.forward_batch_size
+    if size is not None:
+        sharding.check_batch_size("train.forward_batch_size", size)
+        return size
+    return placement.fitting_batch(
+        network.model, config.data.image_size, learning=False
+    )
+
+
+def reading_of(config: Config, batch_size: int) -> pipeline.Reading:
     """Returns how this process reads its blocks of batches of that size."""
     return pipeline.Reading(
         batch_size=batch_size,

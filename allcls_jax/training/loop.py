@@ -1,4 +1,4 @@
-"""The loop and nothing else: steps, validation, checkpoints, in a fixed order.
+"""The loop and nothing else: steps, validation, logs, checkpoints, in a fixed order.
 
 At the end of an epoch: validate, log, save, go on. A run that is stopped at any moment
 and started again ends with the same parameters and the same log.
@@ -9,7 +9,8 @@ import dataclasses
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -18,13 +19,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from allcls_jax import terminal
-from allcls_jax.data.pipeline import Batch
 from allcls_jax.errors import InputError
-from allcls_jax.models.vgg import Params
 from allcls_jax.training.checkpoint import Checkpoints
-from allcls_jax.training.sharding import Shardings
+from allcls_jax.training.heads import Heads
 from allcls_jax.training.state import Sums, TrainState
-from allcls_jax.training.steps import Steps
+from allcls_jax.training.whole import Whole
 from allcls_jax.training.writers import MetricsLog, Record
 
 
@@ -34,130 +33,188 @@ class Schedule:
 
     Attributes:
       num_epochs: epochs in all, those before a resume included.
-      steps_per_epoch: batches that show every training image once.
-      num_images: training images of an epoch.
+      steps_per_epoch: batches that show every training image once; of many heads, of
+        the one that has most.
+      num_images: training images of an epoch, of all heads.
+      checkpoint_seconds: from one checkpoint to the next, at least.
     """
 
     num_epochs: int
     steps_per_epoch: int
     num_images: int
+    checkpoint_seconds: float
 
 
-def train(
+class Saver:
+    """Saves states now and then, and logs before them.
+
+    A state stands for itself: it is saved with a record of its run.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        logs: Sequence[MetricsLog],
+        record: dict[str, Any],
+        schedule: Schedule,
+    ):
+        """Begins to measure the time.
+
+        Args:
+          checkpoints: get the states.
+          logs: of all runs that are trained.
+          record: saved with each state, beside the number of steps done.
+          schedule: says how often.
+        """
+        self._checkpoints, self._logs, self._record = checkpoints, logs, record
+        self._schedule = schedule
+        self._last = time.monotonic()
+
+    def maybe(self, state: TrainState, step: int) -> None:
+        """Saves if the last time is long enough ago, or this is the end."""
+        due = time.monotonic() - self._last >= self._schedule.checkpoint_seconds
+        # Clocks differ, and all processes must save together.
+        if jax.process_count() > 1:
+            due = bool(multihost_utils.broadcast_one_to_all(np.int32(due)))
+        if due or step == self._schedule.num_epochs * self._schedule.steps_per_epoch:
+            self.now(state, step)
+
+    def now(self, state: TrainState, step: int) -> None:
+        """Saves, unless this step is saved."""
+        if self._checkpoints.latest_step == step:
+            return
+        for log in self._logs:
+            log.sync()
+        self._checkpoints.save(step, state, self._record | {"steps": step})
+        self._last = time.monotonic()
+
+
+def train_heads(
+    heads: Heads,
     state: TrainState,
-    steps: Steps,
-    shardings: Shardings,
-    batches: Iterator[Batch],
-    validation_batches: Callable[[], Iterator[Batch]],
     schedule: Schedule,
     *,
-    checkpoints: Checkpoints,
-    record: dict[str, Any],
-    log: MetricsLog,
-) -> bool:
-    """Trains from the given state to the end of the schedule.
+    first_epoch: int,
+    logs: Sequence[MetricsLog],
+    saver: Saver,
+) -> TrainState | None:
+    """Trains heads from the given state to the end of the schedule.
 
     Args:
-      state: fresh, or restored from the newest checkpoint; is used up.
-      steps: compiled steps.
-      shardings: where batches go.
-      batches: training batches, beginning with the one that follows `state.step`.
-      validation_batches: called after each epoch; every validation image once.
+      heads: on their features.
+      state: fresh, or restored; is used up.
       schedule: how long.
-      checkpoints: the newest and the best state are kept there.
-      record: saved with each of them, beside the number of batches used.
-      log: gets a record for each epoch.
+      first_epoch: the number of epochs done.
+      logs: of each head, get a record for each epoch.
+      saver: keeps states.
 
     Returns:
-      Whether training came to its end; False if a signal (SIGTERM, Ctrl-C) stopped it,
-      with the state saved.
+      The last state; None if a signal (SIGTERM, Ctrl-C) stopped it, with the state
+      saved.
+
+    Raises:
+      InputError: if a loss is not finite.
+    """
+    per_epoch = schedule.steps_per_epoch
+    with (
+        _progress(schedule, first_epoch * per_epoch) as advance,
+        _stop_signals() as stop_asked,
+    ):
+        for number in range(first_epoch, schedule.num_epochs):
+            # Counted one by one, as processes agree on the number of their stop.
+            if stop_asked(number):
+                saver.now(state, number * per_epoch)
+                return None
+            state, sums = heads.conclude(heads.epoch(state, number))
+            step = (number + 1) * per_epoch
+            epochs = [
+                _epoch(number + 1, (number + 1) * steps, *of_head)
+                for steps, of_head in zip(
+                    heads.steps_per_epoch, heads.per_head(sums), strict=True
+                )
+            ]
+            for epoch, log in zip(epochs, logs, strict=True):
+                _check_finite(step, epoch["train_loss"])
+                log.write(epoch)
+            advance(schedule.num_images)
+            terminal.say(_epoch_line(epochs, schedule.num_epochs))
+            saver.maybe(state, step)
+    return state
+
+
+def train_whole(
+    whole: Whole,
+    state: TrainState,
+    schedule: Schedule,
+    *,
+    log: MetricsLog,
+    saver: Saver,
+    saved: Callable[[TrainState], TrainState],
+) -> TrainState | None:
+    """Trains a whole network from the given state to the end of the schedule.
+
+    Args:
+      whole: the network and its images.
+      state: fresh, or restored; is used up.
+      schedule: how long.
+      log: gets a record for each epoch.
+      saver: keeps states.
+      saved: what of a state is kept.
+
+    Returns:
+      As `train_heads`.
 
     Raises:
       InputError: if the loss of a step is not finite.
     """
     per_epoch = schedule.steps_per_epoch
     step, last = int(state.step), schedule.num_epochs * per_epoch
-    progress = terminal.track(
+    batches = whole.batches(step)
+    with _progress(schedule, step) as advance, _stop_signals() as stop_asked:
+        pending: tuple[int, jax.Array] | None = None
+        while step < last:
+            if stop_asked(step):
+                if pending is not None:
+                    _check_finite(*pending)
+                saver.now(saved(state), step)
+                return None
+            state, loss = whole.step(state, next(batches))
+            # The device is at work on this step while the last one's loss is looked at.
+            if pending is not None:
+                _check_finite(*pending)
+            step += 1
+            pending = (step, loss)
+            advance(_images_seen(step, schedule) - _images_seen(step - 1, schedule))
+            if step % per_epoch:
+                continue
+            _check_finite(*pending)
+            state, sums = whole.conclude(state)
+            epoch = _epoch(step // per_epoch, step, *sums)
+            log.write(epoch)
+            terminal.say(_epoch_line([epoch], schedule.num_epochs))
+            saver.maybe(saved(state), step)
+    return state
+
+
+def _progress(
+    schedule: Schedule, step: int
+) -> contextlib.AbstractContextManager[terminal.Advance]:
+    return terminal.track(
         "training",
         schedule.num_epochs * schedule.num_images,
         "images",
         done=_images_seen(step, schedule),
     )
 
-    def save(validation_loss: float | None) -> None:
-        content = record | {"batches_used": step}
-        checkpoints.save(state, content, validation_loss=validation_loss)
 
-    with progress as advance, _stop_signals() as stop_asked:
-        pending: tuple[int, jax.Array] | None = None
-        while step < last:
-            if stop_asked(step):
-                _check_finite(pending)
-                if checkpoints.latest_step != step:
-                    save(None)
-                return False
-            if step % per_epoch == 0:
-                state = steps.start_epoch(state)
-            state, loss = steps.train(state, shardings.put_batch(next(batches)))
-            # The device is at work on this step while the last one's loss is looked at.
-            _check_finite(pending)
-            step += 1
-            pending = (step, loss)
-            advance(_images_seen(step, schedule) - _images_seen(step - 1, schedule))
-            if step % per_epoch:
-                continue
-            _check_finite(pending)
-            trained = _means(state.sums, "train")
-            sums, _ = evaluate(state.params, steps, shardings, validation_batches())
-            epoch: Record = {"epoch": step // per_epoch, "step": step}
-            epoch |= trained | _means(sums, "validation")
-            log.write(epoch)
-            terminal.say(_epoch_line(epoch, schedule.num_epochs))
-            save(float(epoch["validation_loss"]))
-    checkpoints.wait()
-    return True
-
-
-def evaluate(
-    params: Params,
-    steps: Steps,
-    shardings: Shardings,
-    batches: Iterator[Batch],
-    advance: terminal.Advance | None = None,
-) -> tuple[Sums, dict[int, float]]:
-    """Returns the sums over all images, and P(ALL) of each by its row.
-
-    Args:
-      params: on the devices.
-      steps: compiled steps.
-      shardings: where batches go.
-      batches: padded and masked; every image stands in them once.
-      advance: is told the number of images just evaluated.
-    """
-    total: Sums | None = None
-    probabilities: dict[int, float] = {}
-    for batch in batches:
-        sums, probability, row = steps.eval(params, shardings.put_batch(batch))
-        total = sums if total is None else jax.tree.map(np.add, total, sums)
-        for index, value in zip(
-            np.asarray(row).tolist(), np.asarray(probability).tolist(), strict=True
-        ):
-            if index >= 0:
-                assert index not in probabilities, f"row {index} came twice"
-                probabilities[index] = value
-        if advance is not None:
-            advance(int(sums.count))
-    assert total is not None, "nothing to evaluate"
-    assert len(probabilities) == int(total.count), "an image was lost or counted twice"
-    return total, probabilities
-
-
-def _means(sums: Sums, use: str) -> Record:
-    count = float(sums.count)
-    return {
-        f"{use}_loss": float(sums.loss) / count,
-        f"{use}_accuracy": float(sums.correct) / count,
-    }
+def _epoch(number: int, step: int, train: Sums, validation: Sums) -> Record:
+    """Returns the record of an epoch."""
+    epoch: Record = {"epoch": number, "step": step}
+    for use, sums in (("train", train), ("validation", validation)):
+        count = float(sums.count)
+        epoch[f"{use}_loss"] = float(sums.loss) / count
+        epoch[f"{use}_accuracy"] = float(sums.correct) / count
+    return epoch
 
 
 def _images_seen(step: int, schedule: Schedule) -> int:
@@ -167,22 +224,27 @@ def _images_seen(step: int, schedule: Schedule) -> int:
     return epochs * schedule.num_images + min(within * batch, schedule.num_images)
 
 
-def _check_finite(pending: tuple[int, jax.Array] | None) -> None:
-    if pending is not None and not math.isfinite(float(pending[1])):
+def _check_finite(step: int, loss: jax.Array | float) -> None:
+    if not math.isfinite(float(loss)):
         raise InputError(
-            f"the loss of step {pending[0]} is {float(pending[1])}: training cannot go "
+            f"the loss of step {step} is {float(loss)}: training cannot go "
             "on; lower --config.optim.learning_rate or set --config.optim.clip_norm=1 "
             "and start in a new --workdir"
         )
 
 
-def _epoch_line(epoch: Record, num_epochs: int) -> str:
+def _epoch_line(epochs: Sequence[Record], num_epochs: int) -> str:
+    """Returns one line; of many heads it tells the means."""
+    mean = {
+        name: sum(epoch[name] for epoch in epochs) / len(epochs) for name in epochs[0]
+    }
+    of = f"  mean of {len(epochs)} heads:" if len(epochs) > 1 else ""
     return (
-        f"epoch {epoch['epoch']:>3}/{num_epochs}"
-        f"  train: loss {epoch['train_loss']:.4f},"
-        f" accuracy {epoch['train_accuracy']:.4f}"
-        f"  validation: loss {epoch['validation_loss']:.4f},"
-        f" accuracy {epoch['validation_accuracy']:.4f}"
+        f"epoch {epochs[0]['epoch']:>3}/{num_epochs}{of}"
+        f"  train: loss {mean['train_loss']:.4f},"
+        f" accuracy {mean['train_accuracy']:.4f}"
+        f"  validation: loss {mean['validation_loss']:.4f},"
+        f" accuracy {mean['validation_accuracy']:.4f}"
     )
 
 
@@ -191,7 +253,8 @@ def _stop_signals() -> Iterator[Callable[[int], bool]]:
     """Notes SIGTERM and Ctrl-C instead of dying of them, once.
 
     Yields:
-      A function of the step: whether all processes shall stop before it.
+      A function of the number of the step or epoch, counted one by one: whether all
+      processes shall stop before it.
     """
     seen = threading.Event()
     old: dict[signal.Signals, Any] = {}

@@ -4,7 +4,7 @@ The optimizer is made after both, around the parameters as they then are.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,7 @@ import jax.numpy as jnp
 from allcls_jax import terminal
 from allcls_jax.config import ComputeDtype, Config, DataSource
 from allcls_jax.models import pretrained, vgg
-from allcls_jax.models.preprocessing import (
-    CAFFE,
-    Preprocessing,
-    preprocessing_from_json,
-)
+from allcls_jax.models.preprocessing import CAFFE, Preprocessing
 from allcls_jax.models.weight_files import WeightFile
 from allcls_jax.training import optim, sharding
 
@@ -39,52 +35,61 @@ class Network:
     counts: dict[str, int]  # parameters: total, trainable, frozen
     shardings: sharding.Shardings
 
+    def seeded(self, seed: int) -> vgg.Params:
+        """Returns what a seed draws: the trainable parameters that no file gives."""
+        shapes = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype),
+            optim.trainable(self.params, self.mask),
+        )
+        if self.weights["source"] != "random":
+            shapes = {
+                layer: leaves
+                for layer, leaves in shapes.items()
+                if any(re.fullmatch(name, f"{layer}/") for name in HEAD)
+            }
+        return vgg.init_params(shapes, seed=seed)
 
-def build(
-    config: Config,
-    source: DataSource,
-    *,
-    cache_dir: Path,
-    record: Mapping[str, Any] | None = None,
-) -> Network:
+
+def build(config: Config, source: DataSource, *, cache_dir: Path) -> Network:
     """Model, then pretrained weights; the optimizer comes after both.
 
     Args:
       config: validated.
       source: of the cells, for only synthetic ones make do with a random backbone.
       cache_dir: weights are looked for and kept there.
-      record: of a checkpoint whose parameters will be restored over these; then no
-        weights are looked for.
     """
     shardings = sharding.data_parallel()
-    layers = vgg.conv_stack(config.model.name) + vgg.head(
-        config.model.head, config.model.dropout
-    )
-    model = vgg.VGG(layers, dtype=_compute_dtype(config))
+    model = make_model(config)
     shapes = vgg.param_shapes(model, config.data.image_size)
     mask = optim.trainable_mask(shapes, config.optim.trainable)
     params = vgg.init_params(shapes, seed=config.seed)
-    if record is not None:
-        preprocessing = preprocessing_from_json(record["preprocessing"])
-        weights = dict(record["weights"])
+    found = _find_weights(config, source, cache_dir)
+    if found:
+        params = pretrained.merge(params, found.arrays, keep=HEAD, ignore=IMAGENET_TOP)
     else:
-        found = _find_weights(config, source, cache_dir)
-        preprocessing = found.preprocessing if found else CAFFE
-        weights = {
-            "source": "imagenet" if found else "random",
-            "file": found.source_name if found else None,
-            "sha256": found.source_sha256 if found else None,
-        }
-        if found:
-            params = pretrained.merge(
-                params, found.arrays, keep=HEAD, ignore=IMAGENET_TOP
-            )
+        # A stand-in for pretrained weights is as they are: the same for every seed.
+        stand_in = vgg.init_params(shapes, seed=0)
+        params = optim.merge(stand_in, optim.trainable(params, mask))
+    weights = {
+        "source": "imagenet" if found else "random",
+        "file": found.source_name if found else None,
+        "sha256": found.source_sha256 if found else None,
+    }
     params = shardings.put_replicated(params)
     sizes = jax.tree.map(lambda array: array.size, params)
     total = sum(jax.tree.leaves(sizes))
     trainable = sum(jax.tree.leaves(jax.tree.map(lambda n, t: n * t, sizes, mask)))
     counts = {"total": total, "trainable": trainable, "frozen": total - trainable}
+    preprocessing = found.preprocessing if found else CAFFE
     return Network(model, params, mask, preprocessing, weights, counts, shardings)
+
+
+def make_model(config: Config) -> vgg.VGG:
+    """Returns the network of a configuration, without parameters."""
+    layers = vgg.conv_stack(config.model.name) + vgg.head(
+        config.model.head, config.model.dropout
+    )
+    return vgg.VGG(layers, dtype=_compute_dtype(config))
 
 
 def _find_weights(

@@ -6,12 +6,15 @@ clipping do to the others.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import optax
 
 from allcls_jax.config import OptimConfig, OptimizerName
 from allcls_jax.errors import InputError
+
+_Leaf = TypeVar("_Leaf")
 
 Mask = dict[str, dict[str, bool]]  # shaped like the parameters
 
@@ -64,7 +67,34 @@ def trainable_mask(
     return mask
 
 
-def make_optimizer(config: OptimConfig, mask: Mask) -> optax.GradientTransformation:
+def trainable(
+    params: Mapping[str, Mapping[str, _Leaf]], mask: Mask
+) -> dict[str, dict[str, _Leaf]]:
+    """Returns the parameters that are trained, without the layers that have none."""
+    found = {
+        layer: {name: leaf for name, leaf in leaves.items() if mask[layer][name]}
+        for layer, leaves in params.items()
+    }
+    return {layer: leaves for layer, leaves in found.items() if leaves}
+
+
+def merge(
+    params: Mapping[str, Mapping[str, _Leaf]],
+    trained: Mapping[str, Mapping[str, _Leaf]],
+) -> dict[str, dict[str, _Leaf]]:
+    """Returns the parameters with those that were trained in place of their own."""
+    return {
+        layer: {**leaves, **trained.get(layer, {})} for layer, leaves in params.items()
+    }
+
+
+def make_optimizer(
+    config: OptimConfig,
+    mask: Mask,
+    *,
+    learning_rate: float | jax.Array | None = None,
+    weight_decay: float | jax.Array | None = None,
+) -> optax.GradientTransformation:
     """Returns the optimizer of the configuration, masked.
 
     Its state has no array for a frozen parameter, its updates of frozen parameters are
@@ -73,16 +103,20 @@ def make_optimizer(config: OptimConfig, mask: Mask) -> optax.GradientTransformat
     Args:
       config: the `optim` section, validated.
       mask: from `trainable_mask`.
+      learning_rate: in place of the configuration's; may be traced.
+      weight_decay: the same.
     """
-    rate = config.learning_rate
+    rate = config.learning_rate if learning_rate is None else learning_rate
+    decay = config.weight_decay if weight_decay is None else weight_decay
     match config.name:
         case OptimizerName.ADAM:
             moving = optax.adam(rate)
         case OptimizerName.ADAMW:
-            moving = optax.adamw(rate, weight_decay=config.weight_decay, mask=_kernels)
+            # A callable would be asked for a number that is known now.
+            moving = optax.adamw(rate, weight_decay=decay, mask=_kernels)  # pyright: ignore[reportArgumentType] # traced numbers are numbers
         case OptimizerName.SGD:
             moving = optax.chain(
-                optax.add_decayed_weights(config.weight_decay, mask=_kernels),
+                optax.add_decayed_weights(decay, mask=_kernels),
                 optax.sgd(rate, momentum=0.9, nesterov=True),
             )
     if config.clip_norm is not None:

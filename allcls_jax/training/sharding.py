@@ -35,8 +35,31 @@ class Shardings:
         }
 
     def put_replicated(self, tree: Any) -> Any:
-        """Returns the tree with a copy of every array on every device."""
-        return jax.device_put(tree, self.replicated)
+        """Returns the tree with a copy of every array on every device.
+
+        Args:
+          tree: arrays; the same ones on every process.
+        """
+        return _put_whole(tree, self.replicated)
+
+    def put_divided(self, tree: Any) -> Any:
+        """Returns the tree with the first axis of every array divided among devices.
+
+        Args:
+          tree: whole arrays; the same ones on every process.
+        """
+        return _put_whole(tree, self.batch)
+
+
+def _put_whole(tree: Any, placed: NamedSharding) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, placed)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(
+            np.shape(array), placed, lambda index: np.asarray(array)[index]
+        ),
+        tree,
+    )
 
 
 def data_parallel() -> Shardings:
@@ -48,13 +71,18 @@ def data_parallel() -> Shardings:
     )
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises `InputError` unless every device gets the same number of images."""
+def check_batch_size(name: str, batch_size: int) -> None:
+    """Raises `InputError` unless every device gets the same number of images.
+
+    Args:
+      name: of the field.
+      batch_size: its value.
+    """
     devices = jax.device_count()
     if batch_size % devices:
         down = max(batch_size // devices, 1) * devices
         raise InputError(
-            f"train.batch_size = {batch_size}: must be a multiple of the number of "
+            f"{name} = {batch_size}: must be a multiple of the number of "
             f"devices, {devices}; give {down}"
         )
 

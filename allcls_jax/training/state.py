@@ -1,4 +1,8 @@
-"""The state of training: what a checkpoint holds and a step turns into the next."""
+"""The state of training: what a checkpoint holds and a step turns into the next.
+
+The state of many heads that are trained together has one axis more in front of all its
+arrays, that of the heads.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +10,7 @@ import optax
 from flax import struct
 
 from allcls_jax.models.vgg import Params
+from allcls_jax.training.optim import Mask, trainable
 
 
 class Sums(struct.PyTreeNode):
@@ -22,6 +27,20 @@ class Sums(struct.PyTreeNode):
         return jax.tree.map(jnp.add, self, other)
 
 
+class Best(struct.PyTreeNode):
+    """What the epoch of lowest validation loss has left.
+
+    Attributes:
+      params: the trainable ones, float32.
+      loss: () float32, mean validation loss in nats; infinite before the first epoch.
+      step: () int32, the number of steps done by its end.
+    """
+
+    params: Params
+    loss: jax.Array
+    step: jax.Array
+
+
 class TrainState(struct.PyTreeNode):
     """Everything that a step changes.
 
@@ -31,12 +50,14 @@ class TrainState(struct.PyTreeNode):
       opt_state: of the trainable parameters only.
       sums: over the training images of the epoch under way, so that a run that stops
         within an epoch goes on with nothing lost.
+      best: of the epochs that are finished.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
     sums: Sums
+    best: Best
 
 
 def zero_sums() -> Sums:
@@ -44,11 +65,39 @@ def zero_sums() -> Sums:
     return Sums(loss=jnp.zeros(()), correct=jnp.zeros(()), count=jnp.zeros(()))
 
 
-def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def create(
+    params: Params, optimizer: optax.GradientTransformation, mask: Mask
+) -> TrainState:
     """Returns the state before the first step, around parameters already merged."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         sums=zero_sums(),
+        best=Best(
+            params=jax.tree.map(jnp.copy, trainable(params, mask)),
+            loss=jnp.full((), jnp.inf, jnp.float32),
+            step=jnp.zeros((), jnp.int32),
+        ),
     )
+
+
+def conclude(
+    state: TrainState, validation: Sums, mask: Mask
+) -> tuple[TrainState, tuple[Sums, Sums]]:
+    """Ends an epoch: the best is noted, the sums begin anew.
+
+    Args:
+      state: behind the epoch's last step.
+      validation: over all validation images, under its parameters.
+      mask: which parameters are trained.
+
+    Returns:
+      The state before the next epoch, and the sums of training and validation.
+    """
+    loss = validation.loss / validation.count
+    better = loss < state.best.loss
+    now = Best(params=trainable(state.params, mask), loss=loss, step=state.step)
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, state.best)
+    new = state.replace(sums=zero_sums(), best=best)
+    return new, (state.sums, validation)

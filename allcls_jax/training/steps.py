@@ -3,40 +3,46 @@
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from allcls_jax.config import AugmentConfig
+from allcls_jax.data import augmentation
 from allcls_jax.data.cells import ALL
 from allcls_jax.models.preprocessing import Preprocessing
 from allcls_jax.models.vgg import VGG, Params, split_at_features
 from allcls_jax.training.optim import Mask
 from allcls_jax.training.sharding import Shardings
-from allcls_jax.training.state import Sums, TrainState, zero_sums
+from allcls_jax.training.state import Sums, TrainState, conclude
 
 DeviceBatch = dict[str, jax.Array]  # `pipeline.Batch` on the devices
 
 
+Objective = Callable[[Params], tuple[jax.Array, Sums]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Compiled steps of one model.
+    """Compiled steps of a whole network.
+
+    A batch has its images, or, where `resident` images lie on the devices, their
+    positions there.
 
     Attributes:
-      train: (state, batch) → the state after one update, the old one being used up,
-        and the batch's mean loss, () float32.
-      eval: (params, batch) → sums over the batch, and of each of its images, padding
-        included, P(ALL) (n,) float32 and row (n,) int32; the same on every process.
-      features: (params, batch of images) → the frozen backbone's output (n, m) float32
-        and row (n,) int32, padding included; the same on every process.
-      start_epoch: state → the state with its sums set to zero.
+      train: (state, batch, resident or None) → the state after one update, the old one
+        being used up, and the batch's mean loss, () float32.
+      eval: (params, batch, resident or None) → sums over the batch, and of each of its
+        images, padding included, P(ALL) (n,) float32 and row (n,) int32; the same on
+        every process.
+      conclude: (state, validation sums) → what `state.conclude` gives.
     """
 
-    train: Callable[[TrainState, DeviceBatch], tuple[TrainState, jax.Array]]
-    eval: Callable[[Params, DeviceBatch], tuple[Sums, jax.Array, jax.Array]]
-    features: Callable[[Params, DeviceBatch], tuple[jax.Array, jax.Array]]
-    start_epoch: Callable[[TrainState], TrainState]
+    train: Callable[..., tuple[TrainState, jax.Array]]
+    eval: Callable[..., tuple[Sums, jax.Array, jax.Array]]
+    conclude: Callable[[TrainState, Sums], tuple[TrainState, tuple[Sums, Sums]]]
 
 
 def make_steps(
@@ -48,98 +54,171 @@ def make_steps(
     *,
     class_weights: tuple[float, float],
     seed: int,
+    augment: AugmentConfig | None = None,
 ) -> Steps:
     """Returns the steps, to be compiled at their first call.
 
     Args:
-      model: gives logits of (HEM, ALL). A batch has either images, or the features
-        of a frozen backbone, which its head goes on from.
+      model: gives logits of (HEM, ALL).
       preprocessing: what its weights expect.
       optimizer: from `optim.make_optimizer`.
       mask: which parameters are trained.
       shardings: where state and batches lie.
       class_weights: of a HEM and of an ALL image in the training loss.
-      seed: of dropout.
+      seed: of dropout and augmentation.
+      augment: how training images vary beyond their views; None: not at all.
     """
     weights = jnp.asarray(class_weights, jnp.float32)
     backbone, head = split_at_features(model)
-
-    def loss_sums(
-        params: Params, batch: DeviceBatch, per_class: jax.Array, **apply: Any
-    ) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
-        if "features" in batch:
-            logits, _ = head.apply({"params": params}, batch["features"], **apply)
-        else:
-            images = preprocessing(batch["image"])
-            logits, _ = model.apply({"params": params}, images, **apply)
-        label, valid = batch["label"], batch["mask"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        sums = Sums(
-            loss=jnp.sum(losses * per_class[label] * valid),
-            correct=jnp.sum((jnp.argmax(logits, -1) == label) * valid),
-            count=jnp.sum(valid),
-        )
-        probability = jax.nn.softmax(logits)[:, ALL]
-        # An epoch's last batch may be short, and is a mean over what it has, as in
-        # Keras; weights do not enter the divisor.
-        return sums.loss / jnp.maximum(sums.count, 1), (sums, probability)
+    stack = [mask[layer.name] for layer in backbone.layers if layer.name in mask]
+    learning = any(jax.tree.leaves(stack))
 
     def train_step(
-        state: TrainState, batch: DeviceBatch
+        state: TrainState, batch: DeviceBatch, resident: jax.Array | None
     ) -> tuple[TrainState, jax.Array]:
-        def loss(params: Params) -> tuple[jax.Array, tuple[Sums, jax.Array]]:
-            # Frozen gradients are zeros that cost nothing, even under a norm of all.
-            params = jax.tree.map(
-                lambda p, moves: p if moves else jax.lax.stop_gradient(p), params, mask
-            )
-            key = random_stream("dropout", seed, state.step)
-            return loss_sums(params, batch, weights, train=True, rngs={"dropout": key})
+        images = _images(batch, resident)
+        if augment is not None:
+            key = random_stream("augmentation", seed, state.step)
+            images = augmentation.augment(images, key, augment)
 
-        grad = jax.value_and_grad(loss, has_aux=True)
-        (mean, (sums, _)), gradients = grad(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = jax.tree.map(
-            # Adding a zero would already turn -0.0 into 0.0.
-            lambda p, update, moves: p + update if moves else p,
-            state.params,
-            updates,
-            mask,
-        )
-        new = TrainState(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            sums=state.sums + sums,
-        )
-        return new, mean
+        def objective(params: Params) -> tuple[jax.Array, Sums]:
+            key = random_stream("dropout", seed, state.step)
+            # A frozen stack is run as in evaluation, the fastest way that there is.
+            values, _ = backbone.apply(
+                {"params": params}, preprocessing(images), train=learning
+            )
+            logits, _ = head.apply(
+                {"params": params}, values, train=True, rngs={"dropout": key}
+            )
+            return mean_loss(logits, batch["label"], batch["mask"], weights)
+
+        return update(state, objective, optimizer, mask)
 
     def eval_step(
-        params: Params, batch: DeviceBatch
+        params: Params, batch: DeviceBatch, resident: jax.Array | None
     ) -> tuple[Sums, jax.Array, jax.Array]:
-        _, (sums, probability) = loss_sums(params, batch, jnp.ones(2))
-        return sums, probability, batch["row"]
-
-    def features(params: Params, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
-        values, _ = backbone.apply({"params": params}, preprocessing(batch["image"]))
-        return values, batch["row"]
-
-    def start_epoch(state: TrainState) -> TrainState:
-        return state.replace(sums=zero_sums())
+        images = preprocessing(_images(batch, resident))
+        logits, _ = model.apply({"params": params}, images)
+        _, sums = mean_loss(logits, batch["label"], batch["mask"], jnp.ones(2))
+        return sums, jax.nn.softmax(logits)[:, ALL], batch["row"]
 
     one, split = shardings.replicated, shardings.batch
+    inputs = (one, split, one)
     return Steps(
         train=jax.jit(
-            train_step, in_shardings=(one, split), out_shardings=one, donate_argnums=0
+            train_step, in_shardings=inputs, out_shardings=one, donate_argnums=0
         ),
-        eval=jax.jit(eval_step, in_shardings=(one, split), out_shardings=one),
-        features=jax.jit(features, in_shardings=(one, split), out_shardings=one),
-        start_epoch=jax.jit(
-            start_epoch, in_shardings=(one,), out_shardings=one, donate_argnums=0
+        eval=jax.jit(eval_step, in_shardings=inputs, out_shardings=one),
+        conclude=jax.jit(
+            lambda state, validation: conclude(state, validation, mask),
+            in_shardings=one,
+            out_shardings=one,
+            donate_argnums=0,
         ),
     )
 
 
-def random_stream(name: str, seed: int, step: jax.Array | int = 0) -> jax.Array:
+def make_features_step(
+    model: VGG, preprocessing: Preprocessing, shardings: Shardings, dtype: np.dtype
+) -> Callable[[Params, DeviceBatch], jax.Array]:
+    """Returns the compiled backbone.
+
+    Args:
+      model: the whole network.
+      preprocessing: what its weights expect.
+      shardings: where parameters and batches lie.
+      dtype: in which features are kept.
+
+    Returns:
+      (params, batch of images) → features (n, m), padding included; the same on every
+      process.
+    """
+    backbone, _ = split_at_features(model)
+
+    def features(params: Params, batch: DeviceBatch) -> jax.Array:
+        images = preprocessing(_images(batch, None))
+        values, _ = backbone.apply({"params": params}, images)
+        return values.astype(dtype)
+
+    one, split = shardings.replicated, shardings.batch
+    return jax.jit(features, in_shardings=(one, split), out_shardings=one)
+
+
+def mean_loss(
+    logits: jax.Array, label: jax.Array, valid: jax.Array, per_class: jax.Array
+) -> tuple[jax.Array, Sums]:
+    """Returns the cross-entropy of a batch.
+
+    Args:
+      logits: (n, 2) float32, of (HEM, ALL).
+      label: (n,) int32.
+      valid: (n,) float32, 1 for an image and 0 for padding.
+      per_class: (2,) float32, weights of the classes.
+
+    Returns:
+      The mean over the images that there are, as in Keras: weights do not enter the
+      divisor, and an epoch's last batch may be short; and the sums over them.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    sums = Sums(
+        loss=jnp.sum(losses * per_class[label] * valid),
+        correct=jnp.sum((jnp.argmax(logits, -1) == label) * valid),
+        count=jnp.sum(valid),
+    )
+    return sums.loss / jnp.maximum(sums.count, 1), sums
+
+
+def update(
+    state: TrainState,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    mask: Mask,
+) -> tuple[TrainState, jax.Array]:
+    """Returns the state after one step down the gradient, and the batch's mean loss.
+
+    Args:
+      state: before the step.
+      objective: parameters → mean loss of the batch, and its sums.
+      optimizer: masked.
+      mask: which parameters are trained; the others keep their bits.
+    """
+
+    def loss(params: Params) -> tuple[jax.Array, Sums]:
+        # Frozen gradients are zeros that cost nothing, even under a norm of all.
+        return objective(
+            jax.tree.map(
+                lambda p, moves: p if moves else jax.lax.stop_gradient(p), params, mask
+            )
+        )
+
+    grad = jax.value_and_grad(loss, has_aux=True)
+    (mean, sums), gradients = grad(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = jax.tree.map(
+        # Adding a zero would already turn -0.0 into 0.0.
+        lambda p, change, moves: p + change if moves else p,
+        state.params,
+        updates,
+        mask,
+    )
+    new = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        sums=state.sums + sums,
+    )
+    return new, mean
+
+
+def _images(batch: DeviceBatch, resident: jax.Array | None) -> jax.Array:
+    """Returns the images of a batch, in the views that it asks for."""
+    images = batch["image"] if resident is None else resident[batch["position"]]
+    return augmentation.turn(images, batch["view"])
+
+
+def random_stream(
+    name: str, seed: int | jax.Array, step: jax.Array | int = 0
+) -> jax.Array:
     """Returns the random key of a named use at a step; no key is ever stored."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)

@@ -59,15 +59,21 @@ class MetricsLog:
             self._board.close()
 
     def write(self, record: Record) -> None:
-        """Adds the record of an epoch; it is on the disk when this returns."""
+        """Adds the record of an epoch."""
         self.history.append(record)
         if self._board is None:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
-            file.flush()
-            os.fsync(file.fileno())
         self._show(record)
+
+    def sync(self) -> None:
+        """Returns when all records are on the disk, and before TensorBoard's eyes."""
+        if self._board is None:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+        self._board.flush()
 
     def _show(self, record: Record) -> None:
         assert self._board is not None
@@ -75,7 +81,6 @@ class MetricsLog:
             if name not in ("epoch", "step"):
                 use, _, figure = name.partition("_")
                 self._board.add_scalar(f"{figure}/{use}", value, int(record["step"]))
-        self._board.flush()
 
 
 def read_history(workdir: Path) -> list[Record]:

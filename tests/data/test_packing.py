@@ -9,12 +9,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from allcls_jax.config import DataConfig, DataSource, OnBadImage, SyntheticConfig
-from allcls_jax.data import packing, placing, prepare, synthetic, transforms
+from allcls_jax.data import (
+    packing,
+    placing,
+    prepare,
+    records,
+    synthetic,
+    transforms,
+)
 from allcls_jax.data.cells import (
     CellFile,
     DiskImage,
@@ -81,6 +90,21 @@ def test_records_and_images_come_back(tmp_path):
         assert packed.table.area[row] == area
     with pytest.raises(IndexError):
         packed[5]
+
+
+def test_a_pack_is_a_data_set_that_tfds_reads_by_itself(tmp_path):
+    packed = pack(write_cells(tmp_path / "in"), tmp_path / "out")
+    folder = tmp_path / "out" / "cells" / "1.0.0"
+    builder: Any = tfds.builder_from_directory(str(folder))
+    assert builder.info.splits["cells"].num_examples == 5
+    records = builder.as_data_source("cells")
+    for row in range(5):
+        record = records[row]
+        assert np.array_equal(record["image"], packed[row])
+        for name in ("image_id", "patient", "part", "sha256"):
+            assert record[name].decode() == getattr(packed.table, name)[row]
+        for name in ("label", "fold", "area"):
+            assert record[name] == getattr(packed.table, name)[row]
 
 
 def test_the_table_survives_its_file_form(tmp_path):
@@ -234,6 +258,7 @@ PACK_TWICE = """
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from allcls_jax.config import DataSource, OnBadImage, SyntheticConfig
 from allcls_jax.data import packing, synthetic
 cells = synthetic.cells(SyntheticConfig(num_images=14, num_patients=12))
@@ -351,10 +376,10 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, capsys, monkeypatch, 
         out = file / "x" if kind == "out below a file" else tmp_path / "out"
         if kind == "no room":
 
-            def full(*_):
+            def full(*_, **__):
                 raise RuntimeError("write() failed: No space left on device; writing x")
 
-            monkeypatch.setattr(packing._Cells, "_generate_examples", full)
+            monkeypatch.setattr(records, "write", full)
         assert prepare.main([str(source), "--out", str(out), "--size=32"]) == 2
         shown = capsys.readouterr().err
         assert f"{out}: the pack cannot be written" in shown

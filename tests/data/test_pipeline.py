@@ -9,11 +9,10 @@ import pytest
 from allcls_jax.config import DataConfig, SyntheticConfig
 from allcls_jax.data import pipeline, transforms
 from allcls_jax.data.cells import ALL, CellTable
-from allcls_jax.data.copies import TurnedCopies, balance
+from allcls_jax.data.copies import TurnedCopies, balance, turn
 from allcls_jax.data.packing import PackedCells
-from allcls_jax.data.pipeline import Batch, Images, Inputs, Joined, Reading
+from allcls_jax.data.pipeline import Batch, Order, PackedImages, Reading
 from allcls_jax.data.prepare import open_cells
-from allcls_jax.models.features import Features
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +30,16 @@ def reading(**options) -> Reading:
 
 
 def training(cells, count, start=0, **options) -> list[Batch]:
+    images = PackedImages(cells, None, 32)
+    order = Order(ROWS, 5, dihedral=True)
     stream = pipeline.training_batches(
-        Images(cells, 32), cells.table, ROWS, reading(**options), seed=5, start=start
+        images, cells.table, order, reading(**options), start=start
     )
     return list(itertools.islice(stream, count))
 
 
 def evaluation(cells, rows, reading) -> list[Batch]:
-    images = Images(cells, 32)
+    images = PackedImages(cells, None, 32)
     return list(pipeline.evaluation_batches(images, cells.table, rows, reading))
 
 
@@ -96,9 +97,9 @@ def test_a_resumed_stream_goes_on_where_it_stopped(cells, workers):
 
 
 def test_another_seed_gives_another_order(cells):
-    other = pipeline.training_batches(
-        Images(cells, 32), cells.table, ROWS, reading(), seed=6
-    )
+    images = PackedImages(cells, None, 32)
+    order = Order(ROWS, 6)
+    other = pipeline.training_batches(images, cells.table, order, reading())
     assert rows_of(itertools.islice(other, 3)) != rows_of(training(cells, 3))
 
 
@@ -137,73 +138,124 @@ def balanced(cells) -> tuple[TurnedCopies, CellTable]:
     return balance(cells, rows, repeat=0)
 
 
-def joined_images(cells, balanced) -> Joined:
-    return Joined(Images(cells, 32), Images(balanced[0], 32), len(cells))
-
-
-def joined_features(cells, balanced, folder) -> Joined:
-    """Features whose first value tells the image: 100 up for copies."""
-    both = []
-    for name, number, first in (("upper", 30, 0), ("lower", len(balanced[0]), 100)):
-        kept = Features(folder / name, number, 5)
-        values = first + np.arange(number)[:, None] + np.zeros(5)
-        kept.put(np.arange(number), values.astype(np.float32))
-        both.append(kept)
-    return Joined(both[0], both[1], len(cells))
-
-
-def check_joined(joined: Inputs, other: Inputs) -> None:
-    assert (joined.name, joined.shape, joined.dtype) == (
-        other.name,
-        other.shape,
-        other.dtype,
-    )
-
-
-def test_joined_images_are_those_of_both_tables(cells, balanced):
+def test_images_of_a_pack_and_its_copies_are_one_below_the_other(cells, balanced):
     found, every = balanced
-    joined = joined_images(cells, balanced)
-    check_joined(joined, Images(cells, 32))
+    images = PackedImages(cells, found, 32)
     assert len(every) == 30 + len(found) == 30 + 11
     for row in range(30):
-        assert np.array_equal(joined[row], transforms.resize(cells[row], 32))
+        assert np.array_equal(images[row], transforms.resize(cells[row], 32))
     for row in range(11):
-        assert np.array_equal(joined[30 + row], transforms.resize(found[row], 32))
+        upright = transforms.resize(cells[int(found.rows[row])], 32)
+        assert np.array_equal(
+            images[30 + row], turn(upright, 1 + int(found.views[row]))
+        )
+    for missing in (-1, 41):
+        with pytest.raises(IndexError):
+            images[missing]
     with pytest.raises(IndexError):
-        joined[41]
+        PackedImages(cells, None, 32)[30]
 
 
-def test_batches_of_joined_images_hold_what_their_rows_say(cells, balanced):
-    joined, (_, every) = joined_images(cells, balanced), balanced
-    rows = np.array([0, 29, 30, 31, 40])
-    stream = pipeline.training_batches(joined, every, rows, reading(), seed=1)
+def test_an_image_has_the_key_of_its_file_and_a_copy_that_of_its_original(
+    cells, balanced
+):
+    found, _ = balanced
+    images = PackedImages(cells, found, 32)
+    for row in range(30):
+        assert images.key(row) == (bytes.fromhex(cells.table.sha256[row]), 0)
+    for row in range(11):
+        image, view = images.key(30 + row)
+        assert image.hex() == cells.table.sha256[found.rows[row]]
+        assert view == 1 + found.views[row]
+
+
+def test_batches_of_images_and_copies_hold_what_their_rows_say(cells, balanced):
+    found, every = balanced
+    images = PackedImages(cells, found, 32)
+    order = Order(np.array([0, 29, 30, 31, 40]), 1)
+    stream = pipeline.training_batches(images, every, order, reading())
     seen = []
     for batch in itertools.islice(stream, 2):
         for i, row in enumerate(batch["row"].tolist()):
             if row >= 0:
-                assert np.array_equal(images_of(batch)[i], joined[row])
+                assert np.array_equal(images_of(batch)[i], images[row])
                 assert batch["label"][i] == every.label[row]
                 seen.append(row)
-    assert sorted(seen) == rows.tolist()
+    assert sorted(seen) == order.rows.tolist()
 
 
-def test_batches_of_joined_features_hold_what_their_rows_say(cells, balanced, tmp_path):
-    joined, (found, every) = joined_features(cells, balanced, tmp_path), balanced
-    check_joined(joined, Features(tmp_path / "upper", 30, 5))
-    batches = pipeline.evaluation_batches(joined, every, np.arange(41), reading())
-    seen = []
-    for batch in batches:
-        values = batch.get("features")
-        assert values is not None
-        assert values.shape == (4, 5)
-        seen += values[batch["mask"] > 0, 0].tolist()
-    assert seen == [*range(30), *range(100, 100 + len(found))]
+def test_images_survive_another_process(cells, balanced):
+    images = PackedImages(cells, balanced[0], 32)
+    again = pickle.loads(pickle.dumps(images))
+    for row in (0, 29, 30, 40):
+        assert np.array_equal(again[row], images[row])
 
 
-def test_joined_inputs_survive_another_process(cells, balanced, tmp_path):
-    images = joined_images(cells, balanced)
-    features = joined_features(cells, balanced, tmp_path)
-    for joined in (images, features):
-        again: Joined = pickle.loads(pickle.dumps(joined))
-        for row in (0, 29, 30, 40):
-            assert np.array_equal(again[row], joined[row])
+# --- views, and images in memory
+
+
+def test_each_showing_is_one_of_eight_views_where_that_is_wanted():
+    rows = np.arange(4000)
+    assert not Order(rows, 0).epoch(3)[1].any()
+    order = Order(rows, 0, dihedral=True)
+    _, views = order.epoch(3)
+    counts = np.bincount(views, minlength=8)
+    assert len(counts) == 8
+    assert counts.min() > 400
+    assert not np.array_equal(order.epoch(4)[1], views)
+    assert np.array_equal(Order(rows, 0, dihedral=True).epoch(3)[1], views)
+
+
+def test_an_epoch_is_the_same_whichever_was_asked_for_before():
+    rows = np.arange(50)
+    one, other = Order(rows, 7), Order(rows, 7)
+    found = [one.epoch(i)[0] for i in (0, 1, 2, 3, 0, 2)]
+    expected = [other.epoch(i)[0] for i in (2, 0, 3, 0, 1, 2)]
+    assert np.array_equal(found[0], expected[1])
+    assert np.array_equal(found[0], found[4])
+    assert np.array_equal(found[2], expected[0])
+    assert np.array_equal(found[1], expected[4])
+    assert len(one._drawn) <= 3, "few of them are remembered"
+
+
+def test_images_in_memory_are_those_of_the_pack(cells):
+    images = PackedImages(cells, None, 32)
+    held = pipeline.hold(images, ROWS[::-1])
+    assert held.size == 32
+    for row in ROWS:
+        assert np.array_equal(held[row], images[row])
+    assert held.images.shape == (len(ROWS), 32, 32, 3)
+    for missing in (0, 29 + 1):
+        with pytest.raises(IndexError):
+            held[missing]
+
+
+def test_a_batch_of_resident_images_tells_where_they_lie(cells):
+    images = PackedImages(cells, None, 32)
+    held = pipeline.hold(images, ROWS)
+    order = Order(ROWS, 5, dihedral=True)
+    stream = pipeline.training_batches(
+        held, cells.table, order, reading(), start=1, resident=True
+    )
+    for found, sent in zip(
+        itertools.islice(stream, 4), training(cells, 4, start=1), strict=True
+    ):
+        assert "image" not in found
+        for name in ("row", "view", "label", "mask"):
+            assert np.array_equal(found[name], sent[name])
+        position = found.get("position")
+        assert position is not None
+        real = found["mask"] > 0
+        assert np.array_equal(held.images[position[real]], images_of(sent)[real])
+
+
+def test_views_can_be_asked_for_one_by_one(cells):
+    images = PackedImages(cells, None, 32)
+    rows, views = np.array([3, 3, 9]), np.array([0, 5, 2], np.int32)
+    batches = [
+        *pipeline.evaluation_batches(
+            images, cells.table, rows, reading(batch_size=2), views=views
+        )
+    ]
+    assert rows_of(batches) == [[3, 3], [9, -1]]
+    assert [batch["view"].tolist() for batch in batches] == [[0, 5], [2, 0]]

@@ -3,6 +3,7 @@ import functools
 import io
 import pickle
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -71,6 +72,18 @@ def test_images_patients_and_folds_are_as_promised(
         ]
         # As even as patients of one more or less, all kept whole, can be.
         assert max(images) - min(images) <= 1.5 * max(counts.values())
+
+
+def test_cells_are_made_when_they_are_asked_for() -> None:
+    tracemalloc.start()
+    files = synthetic.cells(SyntheticConfig(num_images=100_000))
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 100_000
+    assert files[-1] == files[99_999]
+    assert files[7:20:5] == [files[7], files[12], files[17]]
+    with pytest.raises(IndexError):
+        files[100_000]
 
 
 def test_patients_have_unequal_but_comparable_numbers_of_images() -> None:

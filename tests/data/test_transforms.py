@@ -188,6 +188,9 @@ def test_png_comes_back_exactly():
         np.testing.assert_array_equal(
             decode(transforms.encode_png(cell, level), name="x"), cell
         )
+        np.testing.assert_array_equal(
+            transforms.decode_png(transforms.encode_png(cell, level)), cell
+        )
     small, large = (len(transforms.encode_png(cell, level)) for level in (9, 0))
     assert small < len(transforms.encode_png(cell)) < large
 

@@ -25,13 +25,24 @@ FLAGS = (
     *command.TINY,
     "--config.train.batch_size=8",
     f"--config.train.num_epochs={EPOCHS}",
-    # Makes the best checkpoint another one than the latest.
+    # Makes the best epoch another one than the latest.
     "--config.optim.learning_rate=0.01",
+    "--config.train.checkpoint_seconds=0",
 )
+
+# The whole network in each step, on images that are read from disk.
+WHOLE = ("--config.train.cache_features=false", "--config.train.keep=disk")
 
 
 def flags(workdir: Path, workers: int) -> tuple[str, ...]:
-    return (*FLAGS, f"--workdir={workdir}", f"--config.data.num_workers={workers}")
+    """Workers read images: without any, heads are trained on kept features."""
+    whole = WHOLE if workers else ()
+    return (
+        *FLAGS,
+        *whole,
+        f"--workdir={workdir}",
+        f"--config.data.num_workers={workers}",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +57,22 @@ def uninterrupted(folder: Path) -> Path:
     result = command.run(folder, *flags(workdir, 0))
     assert result.returncode == 0, result.stderr
     return workdir
+
+
+@pytest.fixture(scope="module")
+def whole_uninterrupted(folder: Path) -> Path:
+    """The same of the whole network, its images read in threads."""
+    workdir = folder / "whole"
+    result = command.run(folder, *FLAGS, *WHOLE, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+@pytest.fixture
+def reference(request: pytest.FixtureRequest, workers: int) -> Path:
+    """What a run with so many workers must end as."""
+    name = "whole_uninterrupted" if workers else "uninterrupted"
+    return request.getfixturevalue(name)
 
 
 def checkpoints(workdir: Path) -> dict[str, dict[str, bytes]]:
@@ -121,12 +148,13 @@ def assert_equal_runs(workdir: Path, reference: Path) -> None:
         assert (workdir / name).read_bytes() == (reference / name).read_bytes(), name
     found, expected = checkpoints(workdir), checkpoints(reference)
     assert found.keys() == expected.keys()
-    assert len(found) == 2, "latest and best"
+    assert len(found) == 1, "the newest"
     for step, arrays in expected.items():
         assert found[step].keys() == arrays.keys()
         for name, bits in arrays.items():
             assert found[step][name] == bits, f"{name} at step {step}"
-    assert any("opt_state" in name for name in arrays)
+    for part in ("opt_state", "best"):
+        assert any(part in name for name in arrays)
     results = [
         json.loads((path / "results.json").read_text()) for path in (workdir, reference)
     ]
@@ -134,7 +162,7 @@ def assert_equal_runs(workdir: Path, reference: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_as_an_uninterrupted_one(folder, uninterrupted, workers):
+def test_a_killed_run_ends_as_an_uninterrupted_one(folder, reference, workers):
     workdir = folder / f"killed-{workers}"
     rng = random.Random(workers)
 
@@ -162,7 +190,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(folder, uninterrupted, worker
     result = command.run(folder, *flags(workdir, workers))
     assert result.returncode == 0, result.stderr
     assert "going on behind step" in result.stdout
-    assert_equal_runs(workdir, uninterrupted)
+    assert_equal_runs(workdir, reference)
     steps = [
         json.loads(line)["step"]
         for line in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -236,10 +264,10 @@ def test_two_runs_do_not_share_a_workdir(folder, uninterrupted):
 
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGINT, 2)],
+    [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)],
 )
 def test_a_stopped_run_saves_where_it_is_and_goes_on(
-    folder, uninterrupted, number, workers
+    folder, reference, number, workers
 ):
     workdir = folder / f"stopped-{number.name}-{workers}"
     code = stop_when(
@@ -249,10 +277,10 @@ def test_a_stopped_run_saves_where_it_is_and_goes_on(
     assert not (workdir / "results.json").exists()
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert saved >= 4 * STEPS
-    result = command.run(folder, *flags(workdir, 0))
+    result = command.run(folder, *flags(workdir, workers))
     assert result.returncode == 0, result.stderr
     assert f"going on behind step {saved}" in result.stdout
-    assert_equal_runs(workdir, uninterrupted)
+    assert_equal_runs(workdir, reference)
 
 
 def test_a_finished_run_started_again_changes_nothing(folder, uninterrupted):
@@ -321,13 +349,33 @@ def test_a_checkpoint_within_the_first_epoch_is_not_evaluated(tmp_path):
     """It was never validated, so nothing says that it is the best."""
     from allcls_jax.errors import InputError
     from allcls_jax.training.checkpoint import Checkpoints
-    from allcls_jax.training.state import TrainState, zero_sums
+    from allcls_jax.training.state import Best, TrainState, zero_sums
 
-    step = jax.numpy.zeros((), jax.numpy.int32)
-    state = TrainState(step=step, params={}, opt_state=(), sums=zero_sums())
+    number = jax.numpy.zeros((), jax.numpy.int32)
+    params = {"dense": {"kernel": jax.numpy.ones(3)}}
+    best = Best(params=params, loss=jax.numpy.full((), jax.numpy.inf), step=number)
+    state = TrainState(
+        step=number, params=params, opt_state=(), sums=zero_sums(), best=best
+    )
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(state, {"batches_used": 0}, validation_loss=None)
-        checkpoints.wait()
-        assert checkpoints.latest_record() == {"batches_used": 0}
         with pytest.raises(InputError, match="no checkpoint"):
-            checkpoints.best_record()
+            checkpoints.record()
+        checkpoints.save(5, state, {"steps": 5})
+        checkpoints.wait()
+        assert checkpoints.record() == {"steps": 5}
+        with pytest.raises(InputError, match="no checkpoint"):
+            checkpoints.restore_best(best)
+        validated = best.replace(loss=jax.numpy.full((), 0.5))
+        checkpoints.save(8, state.replace(best=validated), {"steps": 8})
+        checkpoints.wait()
+        assert float(checkpoints.restore_best(best).loss) == 0.5
+
+
+def test_checkpoints_are_as_far_apart_as_asked_and_the_last_state_is_saved(
+    folder, uninterrupted, tmp_path
+):
+    workdir = tmp_path / "seldom"
+    apart = "--config.train.checkpoint_seconds=3600"
+    result = command.run(folder, *flags(workdir, 0), apart)
+    assert result.returncode == 0, result.stderr
+    assert_equal_runs(workdir, uninterrupted)

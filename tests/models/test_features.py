@@ -1,18 +1,14 @@
-"""Kept features: computed once, the same as computed anew, found again by their key."""
+"""Kept features: computed once, found again by what they depend on, never wrong."""
 
-import copy
 import dataclasses
-import itertools
-import pickle
+import os
+from pathlib import Path
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from allcls_jax.config import DataConfig, HeadKind, ModelName, SyntheticConfig
-from allcls_jax.data import pipeline
-from allcls_jax.data.pipeline import Images, Reading
-from allcls_jax.data.prepare import open_cells
+from allcls_jax.config import HeadKind, ModelName
 from allcls_jax.errors import InputError
 from allcls_jax.models import features, vgg
 from allcls_jax.models.preprocessing import CAFFE, TORCH
@@ -22,83 +18,80 @@ LAYERS = vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.FLATTEN, 0.5)
 MODEL = vgg.VGG(LAYERS)
 BACKBONE, HEAD = vgg.split_at_features(MODEL)
 PARAMS = vgg.init_params(vgg.param_shapes(MODEL, SIZE), seed=0)
+WIDTH = 16
 
 
-@pytest.fixture(scope="module")
-def cells(tmp_path_factory):
-    config = DataConfig(synthetic=SyntheticConfig(num_images=14, num_patients=12))
-    return open_cells(config, pack_size=SIZE, cache_dir=tmp_path_factory.mktemp("c"))
-
-
-def open_features(cells, folder, **changes):
+def open_store(folder: Path, **changes) -> features.FeatureStore:
     arguments = {
         "backbone": BACKBONE,
         "params": PARAMS,
         "preprocessing": CAFFE,
         "image_size": SIZE,
+        "source": (SIZE, None),
     } | changes
-    return features.open_features(cells, cache_dir=folder, **arguments)
+    return features.open_store(cache_dir=folder, **arguments)
 
 
-@jax.jit
-def forward(images):
-    return BACKBONE.apply({"params": PARAMS}, CAFFE(images))[0]
+def keys(count: int, view: int = 0) -> list[features.Key]:
+    """Hashes, of which some end in zeros as hashes may."""
+    return [(bytes([i]) + bytes([i % 3]) * 31, view) for i in range(count)]
 
 
-def batches(cells, rows):
-    images = Images(cells, SIZE)
-    return pipeline.evaluation_batches(images, cells.table, rows, Reading(batch_size=4))
+def values(count: int, width: int = WIDTH) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(count, width)).astype(np.float32)
 
 
-def compute(kept, cells, rows):
-    """Computes features and returns how many images that took."""
-    done = []
-    features.compute(
-        kept,
-        batches(cells, rows),
-        lambda batch: (forward(batch.get("image")), batch["row"]),
-        done.append,
-    )
-    return sum(done)
+def keep(store: features.FeatureStore, chosen, found) -> None:
+    with store.adding() as writer:
+        writer.put(chosen, found)
 
 
-def expected(cells, rows):
-    return np.asarray(forward(np.stack([cells[row] for row in rows])))
+def missing(store: features.FeatureStore, chosen) -> list[int]:
+    return store.missing(chosen).tolist()
 
 
-def test_the_two_parts_of_a_network_are_the_whole(cells):
-    images = np.stack([cells[row] for row in range(4)])
-    whole, named = MODEL.apply({"params": PARAMS}, CAFFE(images))
-    values, _ = BACKBONE.apply({"params": PARAMS}, CAFFE(images))
-    logits, _ = HEAD.apply({"params": PARAMS}, values)
-    assert np.array_equal(np.asarray(values), np.asarray(named["features"]))
+def test_the_two_parts_of_a_network_are_the_whole():
+    rng = np.random.default_rng(0)
+    images = CAFFE(rng.integers(0, 256, (4, SIZE, SIZE, 3)).astype(np.uint8))
+    whole, named = MODEL.apply({"params": PARAMS}, images)
+    found, _ = BACKBONE.apply({"params": PARAMS}, images)
+    logits, _ = HEAD.apply({"params": PARAMS}, found)
+    assert np.array_equal(np.asarray(found), np.asarray(named["features"]))
     np.testing.assert_allclose(logits, whole, rtol=1e-6)
 
 
-def test_only_missing_rows_are_computed_and_all_are_kept(cells, tmp_path):
-    kept = open_features(cells, tmp_path)
-    first, rows = np.array([1, 2, 5]), np.arange(14)
-    assert compute(kept, cells, kept.missing(first)) == 3
-    again = open_features(cells, tmp_path)
-    assert again.missing(rows).tolist() == [0, 3, 4, *range(6, 14)]
-    assert compute(again, cells, again.missing(rows)) == 11
-    assert not len(open_features(cells, tmp_path).missing(rows))
-    found = np.stack([again[row] for row in range(14)])
-    np.testing.assert_allclose(found, expected(cells, rows), rtol=1e-5, atol=1e-5)
+def test_what_was_kept_is_found_in_any_order_and_by_another_run(tmp_path):
+    store, chosen, found = open_store(tmp_path), keys(14), values(14)
+    keep(store, chosen[:5], found[:5])
+    keep(store, chosen[5:], found[5:])
+    shuffled = np.random.default_rng(1).permutation(14)
+    for each in (store, open_store(tmp_path)):
+        assert missing(each, chosen) == []
+        read = each.read([chosen[i] for i in shuffled])
+        assert np.array_equal(read, found[shuffled])
 
 
-def test_a_computation_that_was_cut_goes_on(cells, tmp_path):
-    kept = open_features(cells, tmp_path)
+def test_only_what_is_not_there_is_missing(tmp_path):
+    store = open_store(tmp_path)
+    keep(store, keys(3), values(3))
+    assert missing(store, keys(5)) == [3, 4]
+    assert missing(store, keys(2, view=1)) == [0, 1], "another view is another picture"
+    with pytest.raises(AssertionError, match="not all"):
+        store.read(keys(4))
 
-    def cut(batch):
-        if 8 in batch["row"]:
-            raise KeyboardInterrupt
-        return forward(batch.get("image")), batch["row"]
 
-    with pytest.raises(KeyboardInterrupt):
-        features.compute(kept, batches(cells, np.arange(14)), cut, lambda count: None)
-    again = open_features(cells, tmp_path)
-    assert again.missing(np.arange(14)).tolist() == list(range(4, 14))
+def test_two_runs_add_to_one_store(tmp_path):
+    one, other = open_store(tmp_path), open_store(tmp_path)
+    found = values(8)
+    keep(one, keys(8)[:4], found[:4])
+    keep(other, keys(8)[2:], found[2:])
+    keep(one, keys(1, view=3), found[:1])
+    for store in (one, other, open_store(tmp_path)):
+        assert missing(store, [*keys(8), *keys(1, view=3)]) == []
+        assert np.array_equal(store.read(keys(8)), found)
+    (path,) = tmp_path.rglob("values")
+    assert path.stat().st_size == 9 * WIDTH * 4, "nothing stands there twice"
 
 
 @pytest.mark.parametrize(
@@ -106,95 +99,102 @@ def test_a_computation_that_was_cut_goes_on(cells, tmp_path):
     [
         {"preprocessing": TORCH},
         {"params": vgg.init_params(vgg.param_shapes(MODEL, SIZE), seed=1)},
-        {"backbone": dataclasses.replace(BACKBONE, dtype=jax.numpy.bfloat16)},
+        {"backbone": dataclasses.replace(BACKBONE, dtype=jnp.bfloat16)},
         {"image_size": 64},
+        {"source": (SIZE, 300)},
     ],
-    ids=["preprocessing", "weights", "dtype", "size"],
+    ids=["preprocessing", "weights", "dtype", "size", "crop"],
 )
-def test_what_features_depend_on_is_in_their_key(cells, tmp_path, changes):
-    kept = open_features(cells, tmp_path)
-    compute(kept, cells, np.arange(14))
-    other = open_features(cells, tmp_path, **changes)
-    assert len(other.missing(np.arange(14))) == 14
+def test_what_features_depend_on_is_in_their_key(tmp_path, changes):
+    keep(open_store(tmp_path), keys(14), values(14))
+    assert len(missing(open_store(tmp_path, **changes), keys(14))) == 14
 
 
-def test_the_head_is_not_in_the_key(cells, tmp_path):
-    kept = open_features(cells, tmp_path)
-    compute(kept, cells, np.arange(14))
+def test_the_head_is_not_in_the_key(tmp_path):
+    keep(open_store(tmp_path), keys(14), values(14))
     params = dict(PARAMS)
-    params["dense_2"] = jax.tree.map(lambda a: a + 1, params["dense_2"])
-    assert not len(open_features(cells, tmp_path, params=params).missing(np.arange(14)))
+    params["dense_2"] = {name: a + 1 for name, a in params["dense_2"].items()}
+    assert missing(open_store(tmp_path, params=params), keys(14)) == []
 
 
-@pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
-def test_damaged_features_are_computed_again(cells, tmp_path, damage):
-    rows = np.arange(14)
-    kept = open_features(cells, tmp_path)
-    compute(kept, cells, rows)
-    (path,) = tmp_path.rglob("features.f32")
-    content = path.read_bytes()
+def test_features_are_kept_in_the_type_they_are_computed_in(tmp_path):
+    half = dataclasses.replace(BACKBONE, dtype=jnp.bfloat16)
+    store = open_store(tmp_path, backbone=half)
+    exact = values(3).astype(jnp.bfloat16)
+    keep(store, keys(3), exact)
+    assert np.array_equal(store.read(keys(3)), exact)
+    assert next(tmp_path.rglob("values")).stat().st_size == 3 * WIDTH * 2
+    # A mean over places has more digits than what it is taken of.
+    pooled = vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.GAP, 0.5)
+    stack, _ = vgg.split_at_features(vgg.VGG(pooled, dtype=jnp.bfloat16))
+    assert open_store(tmp_path, backbone=stack).dtype == np.float32
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "flipped", "no index", "bad index"])
+def test_damaged_features_are_missing_and_can_be_put_in_their_place(tmp_path, damage):
+    chosen, found = keys(14), values(14)
+    keep(open_store(tmp_path), chosen, found)
+    (path,) = tmp_path.rglob("values")
+    (index,) = tmp_path.rglob("index")
+    content, records = path.read_bytes(), index.read_bytes()
     size = len(content) // 14
-    if damage == "lost":
-        path.unlink()
-        gone = rows.tolist()
-    elif damage == "cut":
-        path.write_bytes(content[: 10 * size])
-        gone = rows[10:].tolist()
-    else:
-        flipped = bytearray(content)
-        flipped[3 * size] ^= 1
-        path.write_bytes(flipped)
-        gone = [3]
-    again = open_features(cells, tmp_path)
-    missing = again.missing(rows)
-    assert missing.tolist() == gone
-    compute(again, cells, missing)
-    assert path.read_bytes() == content
+    gone = list(range(14))
+    match damage:
+        case "lost":
+            path.unlink()
+        case "cut":
+            path.write_bytes(content[: 10 * size + 5])
+            gone = [10, 11, 12, 13]
+        case "flipped":
+            flipped = bytearray(content)
+            flipped[3 * size] ^= 1
+            path.write_bytes(flipped)
+            gone = [3]
+        case "no index":
+            index.unlink()
+        case "bad index":
+            flipped = bytearray(records)
+            flipped[3 * len(records) // 14] ^= 255
+            index.write_bytes(flipped)
+            gone = [3]
+    store = open_store(tmp_path)
+    assert missing(store, chosen) == gone
+    keep(store, [chosen[i] for i in gone], found[gone])
+    for again in (store, open_store(tmp_path)):
+        assert missing(again, chosen) == []
+        assert np.array_equal(again.read(chosen), found)
 
 
-def test_features_are_of_the_images_not_of_their_rows(cells, tmp_path, monkeypatch):
-    """A pack with other images in its rows has other features, whatever its stamp."""
-    compute(open_features(cells, tmp_path), cells, np.arange(14))
-    other = copy.copy(cells)
-    other.table = cells.table.take(np.arange(14)[::-1])
-    assert len(open_features(other, tmp_path).missing(np.arange(14))) == 14
+def test_a_record_that_was_being_written_does_not_count(tmp_path):
+    keep(open_store(tmp_path), keys(4), values(4))
+    (index,) = tmp_path.rglob("index")
+    index.write_bytes(index.read_bytes()[:-7])
+    store = open_store(tmp_path)
+    assert missing(store, keys(4)) == [3]
+    keep(store, keys(4)[3:], values(4)[3:])
+    assert np.array_equal(open_store(tmp_path).read(keys(4)), values(4))
 
 
-def test_rows_that_were_not_computed_are_not_zeros(cells, tmp_path):
-    kept = open_features(cells, tmp_path)
-    with pytest.raises(AssertionError, match="row 3"):
-        kept[3]
+def test_values_larger_than_a_block_are_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_BLOCK", 3 * WIDTH * 4)
+    store = open_store(tmp_path)
+    keep(store, keys(14), values(14))
+    assert missing(store, keys(16)) == [14, 15]
+    assert np.array_equal(store.read(keys(14)), values(14))
 
 
-def test_another_process_maps_the_same_file(cells, tmp_path):
-    kept = open_features(cells, tmp_path)
-    compute(kept, cells, np.arange(14))
-    copied = pickle.dumps(kept)
-    assert len(copied) < 1000
-    assert np.array_equal(pickle.loads(copied)[5], kept[5])
-
-
-def test_batches_of_features_are_those_of_the_same_rows(cells, tmp_path):
-    kept = open_features(cells, tmp_path)
-    rows = np.arange(14)
-    compute(kept, cells, rows)
-    reading = Reading(batch_size=4)
-    streams = [
-        pipeline.training_batches(given, cells.table, rows, reading, seed=1)
-        for given in (Images(cells, SIZE), kept)
-    ]
-    for images, values in itertools.islice(zip(*streams, strict=True), 5):
-        assert np.array_equal(images["row"], values["row"])
-        real = values["mask"] > 0
-        np.testing.assert_allclose(
-            values.get("features")[real],
-            expected(cells, values["row"][real]),
-            rtol=1e-5,
-            atol=1e-5,
-        )
-
-
-def test_a_cache_that_cannot_be_written_is_an_error_with_a_remedy(cells, tmp_path):
+def test_a_cache_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path):
     (tmp_path / "features").write_text("in the way")
     with pytest.raises(InputError, match="cache_features=false"):
-        open_features(cells, tmp_path)
+        open_store(tmp_path)
+
+
+def test_a_disk_that_is_full_is_an_error_with_a_remedy(tmp_path, monkeypatch):
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = open_store(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"No space left.*cache_dir"):
+        keep(store, keys(2), values(2))
+    assert missing(open_store(tmp_path), keys(2)) == [0, 1], "nothing counts"

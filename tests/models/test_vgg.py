@@ -163,6 +163,61 @@ def test_dropout_drops_in_training_only():
     assert not np.array_equal(logits(0, True), logits(1, True))
 
 
+def drop(rate=None, *, table=0.5, seed=0, units=100_000):
+    """What a dropout layer makes of ones in training."""
+    model = vgg.VGG((vgg.Dropout("dropout_1", table),))
+    rngs = {"dropout": jax.random.key(seed)}
+    return model.apply({}, jnp.ones(units), train=True, dropout=rate, rngs=rngs)[0]
+
+
+@pytest.mark.parametrize(("rate", "table"), [(None, 0.3), (0.3, 0.9)])
+def test_dropout_drops_its_rate_and_scales_the_others_up(rate, table):
+    dropped = np.asarray(drop(rate, table=table))
+    np.testing.assert_allclose(np.mean(dropped == 0), 0.3, atol=0.01)
+    np.testing.assert_allclose(dropped[dropped != 0], 1 / 0.7, rtol=1e-6)
+    assert not np.array_equal(dropped, drop(rate, table=table, seed=1))
+
+
+def test_a_rate_known_when_it_runs_gives_the_masks_of_one_known_before():
+    rates = jnp.array([0.0, 0.1, 0.3, 0.7])
+    together = jax.jit(jax.vmap(drop))(rates)
+    for rate, dropped in zip((0.0, 0.1, 0.3, 0.7), together, strict=True):
+        np.testing.assert_array_equal(dropped, drop(table=rate))
+    assert np.all(together[0] == 1)
+
+
+def test_dropout_scales_the_gradient_of_what_stays():
+    model = vgg.VGG((vgg.Dropout("dropout_1", 0.75),))
+    rngs = {"dropout": jax.random.key(0)}
+    values = jnp.arange(1.0, 101.0)
+    gradient = jax.grad(lambda x: model.apply({}, x, train=True, rngs=rngs)[0].sum())(
+        values
+    )
+    dropped, _ = model.apply({}, values, train=True, rngs=rngs)
+    np.testing.assert_array_equal(gradient, np.where(dropped == 0, 0, 4))
+
+
+def test_a_head_alone_drops_what_it_drops_in_the_whole_network():
+    layers = vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.FLATTEN, 0.5)
+    model = vgg.VGG(layers)
+    backbone, alone = vgg.split_at_features(model)
+    params = random_params(layers, 32)
+    images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    features, _ = backbone.apply({"params": params}, images)
+
+    def logits(network, inputs, **options):
+        rngs = {"dropout": jax.random.key(5)}
+        variables = {"params": params}
+        return network.apply(variables, inputs, train=True, rngs=rngs, **options)[0]
+
+    for options in ({}, {"dropout": 0.2}):
+        whole = logits(model, images, **options)
+        np.testing.assert_allclose(
+            logits(alone, features, **options), whole, rtol=1e-5, atol=1e-6
+        )
+    assert not np.allclose(logits(model, images), whole)
+
+
 def test_bfloat16_computes_the_stack_and_leaves_the_head_in_float32():
     layers = vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.FLATTEN, 0.5)
     params = random_params(layers, 32)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from allcls_jax.config import Config, OptimConfig, SplitKind
+from allcls_jax.config import AugmentConfig, Config, OptimConfig, SplitKind
 from allcls_jax.data import copies, partition_file, pipeline, splits
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.copies import Cells
@@ -21,11 +21,14 @@ from allcls_jax.errors import list_problems
 from allcls_jax.evaluation.baselines import descriptors
 from allcls_jax.evaluation.predictions import Predictions, Run
 from allcls_jax.models.vgg import layer_table, split_at_features
-from allcls_jax.training import inputs, optim, steps
+from allcls_jax.training import inputs
 from allcls_jax.training.network import Network, build
 
 # What tells an image in `partition.csv` and in a table of cells.
 _IDENTITY = ("image_id", "patient", "label", "sha256")
+
+# Images whose features are averaged at a time.
+_AT_ONCE = 256
 
 PartitionRows = Sequence[Mapping[str, str]]
 
@@ -104,27 +107,26 @@ def pictures(
     # Only turned copies differ from repeat to repeat.
     turned = config.data.split is SplitKind.IMAGE_COPIES
     repeats = sorted({run.repeat for run in partitions}) if turned else [None]
-    found: list[tuple[CellTable, list[tuple[Cells, int]], dict[Run, Uses]]] = []
+    found: list[tuple[CellTable, copies.TurnedCopies | None, dict[Run, Uses]]] = []
     for repeat in repeats:
-        table = cells.table
-        parts: list[tuple[Cells, int]] = [(cells, 0)]
+        lower, table = None, cells.table
         if repeat is not None:
             rows = splits.limit(cells.table, config.data.limit)
             lower, table = copies.balance(cells, rows, repeat=repeat)
-            parts.append((lower, len(cells)))
         uses = {
             run: _uses(partition, table)
             for run, partition in partitions.items()
             if repeat in (None, run.repeat)
         }
-        found.append((table, parts, uses))
+        found.append((table, lower, uses))
     backbone = Backbone(config, cells)
-    for table, parts, uses in found:
+    for table, lower, uses in found:
         used = np.zeros(len(table), bool)
         for each in uses.values():
             for rows in each.rows.values():
                 used[rows] = True
-        values = _values(table, parts, np.flatnonzero(used), backbone)
+        images = pipeline.PackedImages(cells, lower, config.data.image_size)
+        values = _values(table, images, np.flatnonzero(used), backbone)
         yield Pictures(table, values, uses)
 
 
@@ -135,40 +137,39 @@ class Backbone:
         self.config = copy.deepcopy(config)
         self.config.optim.trainable = OptimConfig().trainable
         self.config.train.cache_features = True
+        self.config.augment = AugmentConfig()
         self.cache_dir = inputs.cache_dir(config)
         self._network: Network = build(
             self.config, cells.source, cache_dir=self.cache_dir
-        )
-        self._steps = steps.make_steps(
-            self._network.model,
-            self._network.preprocessing,
-            optim.make_optimizer(self.config.optim, self._network.mask),
-            self._network.mask,
-            self._network.shardings,
-            class_weights=(1.0, 1.0),
-            seed=self.config.seed,
         )
         stack, _ = split_at_features(self._network.model)
         shapes = layer_table(stack.layers, self.config.data.image_size)
         # Before the last layer, which flattens or averages.
         self.channels = shapes[-2].shape[-1]
 
-    def pooled(self, cells: Cells, rows: np.ndarray) -> np.ndarray:
-        """Returns features averaged over the picture: (n, channels) float64."""
-        given: pipeline.Inputs = inputs.make_inputs(
-            self.config, cells, rows, self._network, self._steps
-        )
-        assert given.name == "features", "the stack is frozen"
+    def pooled(
+        self, images: pipeline.PackedImages, table: CellTable, rows: np.ndarray
+    ) -> np.ndarray:
+        """Returns features averaged over the picture: (n, channels) float64.
+
+        Args:
+          images: by row of the table.
+          table: records of the pack and, below it, of copies.
+          rows: (n,) int64.
+        """
+        kept = inputs.compute_features(self.config, images, table, rows, self._network)
+        assert kept is not None, "the stack is frozen"
         found = np.empty((len(rows), self.channels))
-        for i, row in enumerate(rows.tolist()):
-            places = given[row].reshape(-1, self.channels)
-            found[i] = places.mean(axis=0, dtype=np.float64)
+        for begin in range(0, len(rows), _AT_ONCE):
+            values = kept.read(rows[begin : begin + _AT_ONCE]).astype(np.float32)
+            places = values.reshape(len(values), -1, self.channels)
+            found[begin : begin + _AT_ONCE] = places.mean(axis=1, dtype=np.float64)
         return found
 
 
 def _values(
     table: CellTable,
-    parts: Sequence[tuple[Cells, int]],
+    images: pipeline.PackedImages,
     rows: np.ndarray,
     backbone: Backbone,
 ) -> dict[str, np.ndarray]:
@@ -176,12 +177,15 @@ def _values(
 
     Args:
       table: n records.
-      parts: cells and the row of the table at which they begin, in this order.
+      images: by row of the table.
       rows: that are used.
       backbone: gives features.
     """
     drawn = np.full((len(table), descriptors.WIDTH), np.nan)
     pooled = np.full((len(table), backbone.channels), np.nan)
+    parts: list[tuple[Cells, int]] = [(images.cells, 0)]
+    if images.copies is not None:
+        parts.append((images.copies, len(images.cells)))
     for cells, begin in parts:
         here = rows[(rows >= begin) & (rows < begin + len(cells))]
         if not len(here):
@@ -189,7 +193,7 @@ def _values(
         drawn[here] = descriptors.open_descriptors(
             cells, here - begin, cache_dir=backbone.cache_dir
         )
-        pooled[here] = backbone.pooled(cells, here - begin)
+    pooled[rows] = backbone.pooled(images, table, rows)
     return {
         "majority": np.zeros((len(table), 0)),
         "cell_area": np.log(np.maximum(table.area, 1))[:, np.newaxis],

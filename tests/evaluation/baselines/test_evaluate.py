@@ -3,6 +3,7 @@
 import copy
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from allcls_jax.config import (
 from allcls_jax.data import copies, partition_file, readers, synthetic, transforms
 from allcls_jax.data.cells import ALL, COLUMNS, CellTable
 from allcls_jax.data.packing import PackedCells
+from allcls_jax.data.pipeline import PackedImages
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError
 from allcls_jax.evaluation import DISCLAIMER, predictions
@@ -263,9 +265,11 @@ def test_pooled_features_are_means_over_the_picture(cache):
     """The network's own global average pooling gives the same."""
     config = settings(cache, num_images=24, image_size=64)
     cells, rows = inputs.open_cells(config), np.arange(24)
-    found = baseline_inputs.Backbone(config, cells).pooled(cells, rows)
+    images = PackedImages(cells, None, 64)
+    found = baseline_inputs.Backbone(config, cells).pooled(images, cells.table, rows)
     config.model.head = HeadKind.GAP
-    expected = baseline_inputs.Backbone(config, cells).pooled(cells, rows)
+    pooled = baseline_inputs.Backbone(config, cells)
+    expected = pooled.pooled(images, cells.table, rows)
     assert expected.shape == found.shape
     assert expected.std() > 0
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -275,7 +279,9 @@ def test_a_trained_backbone_is_not_asked(cache, cells, pictures):
     config = settings(cache)
     config.optim.trainable = ((".*", True),)
     config.train.cache_features = False
-    found = baseline_inputs.Backbone(config, cells).pooled(cells, np.arange(3))
+    images = PackedImages(cells, None, SIZE)
+    backbone = baseline_inputs.Backbone(config, cells)
+    found = backbone.pooled(images, cells.table, np.arange(3))
     np.testing.assert_array_equal(found, pictures.values["pooled_features"][:3])
 
 
@@ -287,7 +293,10 @@ class Tagged:
 
     def __post_init__(self):
         self.table = copy.deepcopy(self.cells.table)
-        self.table.sha256[:] = [f"tagged {name}" for name in self.table.sha256]
+        self.table.sha256[:] = [
+            hashlib.sha256(f"tagged {name}".encode()).hexdigest()
+            for name in self.table.sha256
+        ]
         self.size, self.crop, self.source = SIZE, None, self.cells.source
 
     def __len__(self) -> int:
