@@ -77,6 +77,25 @@ def test_eight_devices_train_as_one(folder, one_device):
     assert_same_training(workdir, one_device)
 
 
+def test_heads_divided_among_eight_devices_are_those_of_one(folder):
+    """Nine heads: seven places stay empty."""
+    tables = []
+    for devices in ("1", "8"):
+        workdir = folder / f"heads-{devices}"
+        result = command.run(
+            folder,
+            *FLAGS,
+            "--config.experiment.kind=cross_validation",
+            "--config.experiment.num_seeds=3",
+            f"--workdir={workdir}",
+            JAX_NUM_CPU_DEVICES=devices,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "training 9 of 9 runs" in result.stdout
+        tables.append(probabilities(workdir))
+    np.testing.assert_allclose(tables[0], tables[1], atol=1e-5)
+
+
 def run_two(
     folder: Path, *flags: str, stop_at: Path | None = None
 ) -> list[tuple[int, str, str]]:

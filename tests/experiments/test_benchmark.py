@@ -72,6 +72,24 @@ def one_record(platform: str = "cpu", *rows: Row) -> Record:
     )
 
 
+def test_rows_that_were_not_measured_again_are_kept():
+    earlier = one_record("cpu", one_row(), one_row(key="help", unit="s"))
+    again = dataclasses.replace(
+        one_record("cpu", one_row(ours=Figure(9.0, 9.0, 9.0, 1))),
+        provenance=PROVENANCE | {"command": "python tools/benchmark.py --rows recipe"},
+    )
+    found = again.beside(earlier)
+    assert {row.key: row.ours.value for row in found.rows} == {"recipe": 9.0, "help": 2}
+    assert found.provenance["command"] == (
+        "python tools/benchmark.py --out x.json and python tools/benchmark.py "
+        "--rows recipe"
+    )
+    assert again.beside(None) == again
+    other = dataclasses.replace(earlier, hardware="another machine")
+    with pytest.raises(InputError, match="another machine"):
+        again.beside(other)
+
+
 def test_measurements_are_taken_in_turns():
     order = []
 

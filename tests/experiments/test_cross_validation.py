@@ -1,7 +1,10 @@
 """Cross-validation through the real loop: what is trained, pooled and resumed."""
 
+import copy
+import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from allcls_jax.config import Config, ExperimentKind, SplitKind
 from allcls_jax.data import partition_file
 from allcls_jax.errors import InputError
 from allcls_jax.evaluation import predictions
-from allcls_jax.experiments import cross_validation
+from allcls_jax.experiments import cross_validation, evaluate
+from allcls_jax.experiments.run import train_and_evaluate
+from allcls_jax.training import heads
 from configs import vgg19
 
 
@@ -123,6 +128,91 @@ def test_a_finished_run_is_not_done_again_and_a_missing_one_is(finished):
     assert kept.stat().st_mtime_ns == before
     assert lost.exists()
     assert (workdir / "predictions.csv").read_bytes() == table
+
+
+def test_a_run_among_others_is_the_run_alone(finished, tmp_path):
+    config, workdir = finished
+    name = "repeat1-fold2-seed1"
+    alone = tiny(tmp_path)
+    alone.experiment.kind = ExperimentKind.RUN
+    alone.cache_dir = config.cache_dir
+    alone.seed, alone.data.repeat, alone.data.test_fold = 1, 1, 2
+    assert train_and_evaluate(alone, tmp_path / "alone") is not None
+    found, expected = (
+        predictions.read(folder / "predictions.csv")
+        for folder in (workdir / name, tmp_path / "alone")
+    )
+    assert np.array_equal(found.image_id, expected.image_id)
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
+    assert (workdir / name / "partition.csv").read_bytes() == (
+        tmp_path / "alone" / "partition.csv"
+    ).read_bytes()
+    logs = [
+        [
+            json.loads(line)
+            for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+        ]
+        for folder in (workdir / name, tmp_path / "alone")
+    ]
+    for one, other in zip(*logs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    # And it can be evaluated as that could.
+    results = evaluate.evaluate(alone, workdir / name)
+    assert (
+        results["run"]["step"] == read(workdir / name / "results.json")["best"]["step"]
+    )
+
+
+def test_a_stopped_cross_validation_goes_on_with_all_its_heads(
+    finished, tmp_path, monkeypatch
+):
+    config, workdir = finished
+    config = copy.deepcopy(config)
+    config.train.num_epochs = 4
+    config.train.checkpoint_seconds = 0.0
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cross_validation.cross_validate(config, whole)
+
+    real = heads.Heads.conclude
+
+    def stopping(self: heads.Heads, state: Any) -> Any:
+        if int(np.ravel(state.step)[0]) >= 2 * self.steps_per_epoch[0]:
+            raise KeyboardInterrupt
+        return real(self, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(heads.Heads, "conclude", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            cross_validation.cross_validate(config, cut)
+    assert not list(cut.glob("*/results.json"))
+    assert cross_validation.cross_validate(config, cut)
+    for name in ("predictions.csv", "ensemble.csv"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert not (cut / "checkpoints").exists(), "each run has its own"
+
+
+def test_seeds_of_a_fold_are_an_ensemble(finished):
+    _, workdir = finished
+    with (workdir / "ensemble.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    assert len(rows) == 2 * 72
+    table = predictions.read(workdir / "predictions.csv").of("test")
+    for row in rows[::17]:
+        same = (table.image_id == row["image_id"]) & (
+            table.repeat == int(row["repeat"])
+        )
+        values = table.probability[same]
+        assert len(values) == 2
+        assert float(row["probability"]) == pytest.approx(values.mean())
+        assert float(row["spread"]) == pytest.approx(values.std(ddof=1))
+    together = read(workdir / "results.json")["ensemble"]
+    assert together["members"] == 2
+    first = [row for row in rows if row["repeat"] == "0"]
+    score = metrics.roc_auc_score(
+        [int(row["label"]) for row in first],
+        [float(row["probability"]) for row in first],
+    )
+    assert together["test"]["auroc"] == pytest.approx(score)
 
 
 def test_a_tampered_partition_is_found_when_runs_are_pooled(finished, tmp_path):

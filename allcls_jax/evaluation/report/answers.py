@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from allcls_jax import config_files, terminal
 from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax.evaluation.report import answers_training
 from allcls_jax.evaluation.report.numbers import (
     SPLITS,
     count,
@@ -183,38 +184,6 @@ def _partition(folder: Folder) -> str:
     return "; ".join(found)
 
 
-def _training(folder: Folder) -> str:
-    config = folder.config()
-    optim, train = config["optim"], config["train"]
-    trained = [pattern for pattern, moves in optim["trainable"] if moves]
-    turned = folder.result("data").get("split") == "image_copies"
-    copies = "turned copies of the rarer class before the split" if turned else "none"
-    return (
-        f"{optim['name']}, learning rate {optim['learning_rate']:g}, batch "
-        f"{train['batch_size']}, {train['num_epochs']} epochs, class weights "
-        f"{train['class_weights']}, augmentation: {copies}; trainable: "
-        f"{', '.join(trained)}; "
-        f"models trained: {max(1, len(folder.runs()))}; seed {seeds(folder)}"
-    )
-
-
-def _selection(folder: Folder) -> str:
-    rule = "The state of lowest validation loss; the test set takes no part in it"
-    best = folder.results.get("best")
-    if folder.kind == CROSS_VALIDATION or not best:
-        return rule
-    return f"{rule}. Epoch {best['epoch']}"
-
-
-def _ensembling(folder: Folder) -> str:
-    passes = folder.evaluation("counts").get("passes")
-    if passes and passes > 1:
-        return (
-            f"No ensemble; figures are computed in each of {passes} passes and averaged"
-        )
-    return "No ensemble"
-
-
 def _software(folder: Folder) -> str:
     record = folder.result("provenance")
     versions = record.get("versions") or {}
@@ -378,9 +347,9 @@ _TOPICS: dict[str, Callable[[Folder], str]] = {
     "split": _split,
     "disjoint": _disjoint,
     "partition": _partition,
-    "training": _training,
-    "selection": _selection,
-    "ensembling": _ensembling,
+    "training": answers_training.training,
+    "selection": answers_training.selection,
+    "ensembling": answers_training.ensembling,
     "software": _software,
     "hardware": _hardware,
     "metrics": _metrics,

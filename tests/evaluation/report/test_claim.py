@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from allcls_jax.config import AugmentConfig
 from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.evaluation.report import claim
 from allcls_jax.evaluation.report.answers import NOT_AVAILABLE, answers
@@ -53,6 +54,42 @@ def test_answers_are_those_of_the_record(workdir):
     assert "folds drawn by group of patients" in answer["19"]
     assert answer["20"].startswith("Patient")
     assert "learning rate 0.0001" in answer["25"]
+
+
+def test_how_images_were_varied_is_told(tmp_path, workdir):
+    plain = answers(read(workdir))["training"]
+    assert "augmentation: none" in plain
+    settings = report_folders.config()
+    settings.augment = AugmentConfig(dihedral=True, rotation=15.0, colour=0.1)
+    varied = report_folders.write_run(tmp_path / "run", settings=settings)
+    told = answers(read(varied))["training"]
+    assert "8 flips and quarter turns, rotation by up to 15 degrees" in told
+    assert "stain by up to 10%" in told
+    assert "zoom" not in told
+    # Of a run by an older version.
+    kept = json.loads((varied / "config.json").read_text())
+    del kept["augment"]
+    (varied / "config.json").write_text(json.dumps(kept))
+    assert "augmentation: none" in answers(read(varied))["training"]
+
+
+def test_an_ensemble_is_told_beside_the_single_networks(workdir):
+    assert answers(read(workdir))["ensembling"].startswith("No ensemble")
+    results = json.loads((workdir / "results.json").read_text())
+    results["ensemble"] = {
+        "members": 3,
+        "test": results["test"] | {"weighted_f1": 0.8125, "auroc": None},
+        "mean_spread": 0.0421,
+    }
+    before = (workdir / "results.json").read_text()
+    try:
+        (workdir / "results.json").write_text(json.dumps(results))
+        told = answers(read(workdir))["ensembling"]
+    finally:
+        (workdir / "results.json").write_text(before)
+    assert "mean of 3 networks of each fold: weighted F1 0.81" in told
+    assert "spread by 0.042" in told
+    assert "AUROC" not in told
 
 
 def test_a_leaky_split_is_answered_as_one(tmp_path):
