@@ -12,6 +12,12 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 flags.FLAGS.mark_as_parsed()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with what takes longest, so that no process is left with it at the end."""
+    longest = {"cnmc_dir", "ladders", "whole_uninterrupted"}
+    items.sort(key=lambda item: not longest & set(getattr(item, "fixturenames", ())))
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's caches."""

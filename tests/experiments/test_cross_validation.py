@@ -166,7 +166,7 @@ def test_a_run_among_others_is_the_run_alone(finished, tmp_path):
 def test_a_stopped_cross_validation_goes_on_with_all_its_heads(
     finished, tmp_path, monkeypatch
 ):
-    config, workdir = finished
+    config, _ = finished
     config = copy.deepcopy(config)
     config.train.num_epochs = 4
     config.train.checkpoint_seconds = 0.0
