@@ -36,6 +36,7 @@ SERIES: tuple[tuple[str, str, LineStyle], ...] = (
     (PURPLE, "D", ":"),
     (AMBER, "v", (0, (6, 1.5, 1, 1.5))),
     (SKY, "P", (0, (3, 1))),
+    (GREY, "X", (0, (1, 1))),
 )
 CLASSES = {"ALL": (VERMILLION, "o"), "HEM": (BLUE, "s")}
 
