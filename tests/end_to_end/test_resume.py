@@ -264,7 +264,7 @@ def test_two_runs_do_not_share_a_workdir(folder, uninterrupted):
 
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGINT, 2), (signal.SIGTERM, 2)],
+    [(signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGINT, 2)],
 )
 def test_a_stopped_run_saves_where_it_is_and_goes_on(
     folder, reference, number, workers
