@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import enum
 import hashlib
-import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -118,12 +117,19 @@ class CellTable:
         """Returns the columns in their declared order."""
         return tuple(getattr(self, name) for name in COLUMNS)
 
+    def records(self, rows: np.ndarray) -> Iterator[tuple[str | int, ...]]:
+        """Yields these rows as Python values, in this order, some at a time."""
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            columns = (column[block].tolist() for column in self.columns())
+            yield from zip(*columns, strict=True)
+
     def fingerprint(self) -> str:
         """Returns a sha256 of every cell's record, independent of their order."""
         digest = hashlib.sha256()
         # With the tab, as whole lines would be sorted.
         order = np.argsort(np.strings.add(self.image_id, "\t"))
-        for number, row in enumerate(_values(self, order)):
+        for number, row in enumerate(self.records(order)):
             line = "\t".join(map(str, row))
             digest.update(f"\n{line}".encode() if number else line.encode())
         return digest.hexdigest()
@@ -137,14 +143,6 @@ class CellTable:
             "HEM": int(np.sum(self.label == HEM)),
             "unlabelled": int(np.sum(self.label == UNLABELLED)),
         }
-
-    def to_csv(self) -> str:
-        """Returns the table as text, with a header line."""
-        text = io.StringIO()
-        rows = table_writer(text)
-        for row in _values(self, np.arange(len(self))):
-            rows(row)
-        return text.getvalue()
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(CellTable))
@@ -177,13 +175,8 @@ def concatenate(tables: Sequence[CellTable]) -> CellTable:
     return CellTable(*(np.concatenate(column) for column in columns))
 
 
-def table_from_csv(text: str) -> CellTable:
-    """Returns the table that `CellTable.to_csv` wrote; ValueError for another text."""
-    return table_from_rows(_rows(io.StringIO(text)))
-
-
 def read_table(path: Path) -> CellTable:
-    """Returns the table in a file, as `table_from_csv` the one in a text.
+    """Returns the table that `table_writer` wrote; ValueError for another file.
 
     The file is read twice, so that each column is made at its size at once.
     """
@@ -229,11 +222,3 @@ def _column(name: str, values: Sequence[str | int]) -> np.ndarray:
     """Returns values of a column in its type."""
     kind = _KINDS.get(name, str)
     return np.array(list(map(kind, values)), dtype=_DTYPES.get(name, kind))
-
-
-def _values(table: CellTable, order: np.ndarray) -> Iterator[tuple[str | int, ...]]:
-    """Yields rows as Python values, in an order, some at a time."""
-    for start in range(0, len(order), _BLOCK):
-        rows = order[start : start + _BLOCK]
-        columns = (column[rows].tolist() for column in table.columns())
-        yield from zip(*columns, strict=True)

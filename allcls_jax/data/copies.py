@@ -74,6 +74,14 @@ def turn(image: np.ndarray, view: int) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, turns))
 
 
+def compose(first: int, then: int) -> int:
+    """Returns the view that one view of another view is."""
+    (mirrored, turns), (again, more) = divmod(first, 4), divmod(then, 4)
+    # Mirroring a turned picture is turning the mirrored one the other way.
+    turns = more + (-turns if again else turns)
+    return 4 * (mirrored ^ again) + turns % 4
+
+
 # What images are read from.
 Cells = PackedCells | TurnedCopies
 

@@ -22,7 +22,7 @@ from allcls_jax.data.encoding import encode, encode_all
 from allcls_jax.errors import InputError, list_problems
 
 # Raise it when a pack of the same source would come out differently.
-_FORMAT = 3
+FORMAT = 3
 
 SKIPPED_FILE = "skipped.txt"
 _TABLE_FILE = "cells.csv"
@@ -143,7 +143,7 @@ def pack(
                 return packed
             with replacing() as folder:
                 manifest = {
-                    "format": _FORMAT,
+                    "format": FORMAT,
                     "stamp": content,
                     "source": str(source),
                     "size": size,
@@ -177,7 +177,7 @@ def stamp(
     on_bad: OnBadImage,
 ) -> str:
     """Returns a sha256 that changes with any file, record or setting."""
-    digest = hashlib.sha256(f"{_FORMAT} {source} {size} {crop} {on_bad}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {source} {size} {crop} {on_bad}".encode())
     for cell in cells:
         try:
             state = cell.source.stamp()
@@ -298,6 +298,6 @@ def _manifest(directory: Path) -> dict[str, Any] | None:
         manifest = json.loads((directory / "pack.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
     return manifest

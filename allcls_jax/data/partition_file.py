@@ -17,8 +17,6 @@ PARTITION_FILE = "partition.csv"
 _REQUIRED = frozenset({"image_id", "sha256", "patient", "group", "split"})
 _SPLITS = frozenset(map(str, Split))
 
-_BLOCK = 4096  # rows that are Python objects at one time
-
 
 def to_csv(table: CellTable, partition: Partition) -> str:
     """Returns the record of every cell that has a use, with its group and split."""
@@ -26,14 +24,11 @@ def to_csv(table: CellTable, partition: Partition) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*COLUMNS, "group", "split"))
     for use, rows in partition.rows().items():
-        for start in range(0, len(rows), _BLOCK):
-            chosen = rows[start : start + _BLOCK]
-            columns = (column.tolist() for column in table.take(chosen).columns())
-            groups = partition.groups.group[chosen].tolist()
-            writer.writerows(
-                (*record, group, use)
-                for *record, group in zip(*columns, groups, strict=True)
-            )
+        groups = map(str, partition.groups.group[rows])
+        writer.writerows(
+            (*record, group, use)
+            for record, group in zip(table.records(rows), groups, strict=True)
+        )
     return text.getvalue()
 
 

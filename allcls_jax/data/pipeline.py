@@ -20,7 +20,7 @@ import numpy as np
 
 from allcls_jax.data import transforms
 from allcls_jax.data.cells import CellTable
-from allcls_jax.data.copies import TurnedCopies, turn
+from allcls_jax.data.copies import VIEWS, TurnedCopies, compose, turn
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.threads import in_threads
 
@@ -29,7 +29,7 @@ _PREFETCH = min(8, os.cpu_count() or 1)
 
 _Read = TypeVar("_Read")
 
-NUM_VIEWS = 8  # flips and quarter turns; view 0 is the image itself
+NUM_VIEWS = 1 + len(VIEWS)  # flips and quarter turns; view 0 is the image itself
 
 PADDING = -1  # in place of a row
 
@@ -79,13 +79,14 @@ class PackedImages:
         image = transforms.resize(self.cells[original], self.size)
         return turn(image, view)
 
-    def key(self, row: int) -> tuple[bytes, int]:
-        """Returns what an image is a picture of: its original's sha256, and the view.
+    def key(self, row: int, view: int) -> tuple[bytes, int]:
+        """Returns what a view of an image is: its original's sha256, and view of that.
 
         The same for equal pictures of one pack, whatever their rows.
         """
-        original, view = self._original(row)
-        return bytes.fromhex(str(self.cells.table.sha256[original])), view
+        original, own = self._original(row)
+        sha256 = str(self.cells.table.sha256[original])
+        return bytes.fromhex(sha256), compose(own, view)
 
     def _original(self, row: int) -> tuple[int, int]:
         if 0 <= row < len(self.cells):

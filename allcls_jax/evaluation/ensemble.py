@@ -11,7 +11,7 @@ import io
 
 import numpy as np
 
-from allcls_jax.evaluation.predictions import HEADER, Predictions
+from allcls_jax.evaluation.predictions import Predictions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,11 +69,10 @@ def of_seeds(predictions: Predictions) -> Ensemble | None:
     mean = total / count
     squares = np.bincount(number, (predictions.probability - mean[number]) ** 2)
     spread = np.sqrt(squares / np.maximum(count - 1, 1))
-    table = predictions.take(first[whole])
-    values = {name: getattr(table, name) for name in HEADER} | {
-        "probability": np.clip(mean[whole], 0, 1),
-        "seed": np.full(int(whole.sum()), seeds[0]),
-    }
-    found = Predictions(**values)
+    found = dataclasses.replace(
+        predictions.take(first[whole]),
+        probability=np.clip(mean[whole], 0, 1),
+        seed=np.full(int(whole.sum()), seeds[0]),
+    )
     found.check("ensemble")
     return Ensemble(found, spread[whole], len(seeds))

@@ -181,7 +181,8 @@ def _together(
         if begun := [run for run in every if run.workdir.name in names]:
             yield begun
             todo = [run for run in todo if run not in begun]
-    size = placement.heads_at_once(4 * setup.head_bytes)
+    # Parameters, two moments of them, and the best, in float32.
+    size = placement.heads_at_once(4 * 4 * setup.network.counts["trainable"])
     parts = math.ceil(len(todo) / size)
     for number in range(parts):
         yield todo[number::parts]

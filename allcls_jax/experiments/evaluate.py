@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax import config_files, terminal
@@ -22,11 +21,9 @@ from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.provenance import provenance
-from allcls_jax.experiments.training import CHECKPOINTS
-from allcls_jax.training import inputs, optim, sharding, steps, whole
-from allcls_jax.training.checkpoint import Checkpoints
+from allcls_jax.experiments.trained_network import restore
+from allcls_jax.training import inputs, sharding, steps, whole
 from allcls_jax.training.network import build
-from allcls_jax.training.state import Best
 
 # A checkpoint fits only a configuration that agrees in these.
 _NETWORK_FIELDS = (
@@ -76,26 +73,9 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     prepare.show_counts(cells)
 
     network = build(config, cells.source, cache_dir=inputs.cache_dir(config))
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        record = checkpoints.record()
-        if record["weights"]["sha256"] != network.weights["sha256"]:
-            raise InputError(
-                f"--config.model.weights: {network.weights['file'] or 'random'} is not "
-                f"what the run was trained upon, {record['weights']['file']} (sha256 "
-                f"{record['weights']['sha256']}); give that file"
-            )
-        trained_part = optim.trainable(network.params, network.mask)
-        best = checkpoints.restore_best(
-            Best(params=trained_part, loss=jnp.zeros(()), step=jnp.zeros((), jnp.int32))
-        )
-    compiled = steps.make_steps(
-        network.model,
-        network.preprocessing,
-        optim.make_optimizer(config.optim, network.mask),
-        network.mask,
-        network.shardings,
-        class_weights=(1.0, 1.0),
-        seed=config.seed,
+    params, best_step, record = restore(workdir, network)
+    eval_step = steps.make_eval_step(
+        network.model, network.preprocessing, network.shardings
     )
     with terminal.track("evaluating", len(rows), "images") as advance:
         images = pipeline.PackedImages(cells, None, config.data.image_size)
@@ -104,8 +84,8 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             images, cells.table, rows, inputs.reading_of(config, size)
         )
         _, probability = whole.evaluate(
-            optim.merge(network.params, best.params),
-            compiled,
+            params,
+            eval_step,
             network.shardings,
             batches,
             advance=advance,
@@ -143,7 +123,7 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         },
         "run": {
             "workdir": str(workdir),
-            "step": int(best.step),
+            "step": best_step,
             "source": trained["data"]["source"],
             "split": trained["data"]["split"],
             "fingerprint": record["data_fingerprint"],

@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join(sys.orig_argv),
         "git": _git(),
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in _PACKAGES},
+        | {name: version(name) for name in _PACKAGES},
         "device": {
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
@@ -44,7 +44,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Returns the version of an installed package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -60,11 +60,6 @@ class Setup:
     images: pipeline.PackedImages
     features: inputs.Features | None
 
-    @property
-    def head_bytes(self) -> int:
-        """Of the trainable parameters."""
-        return 4 * self.network.counts["trainable"]
-
 
 def open_data(config: Config) -> Data:
     """Opens the cells, packing them on first use.

@@ -23,7 +23,6 @@ from allcls_jax.data.cells import ALL, HEM
 from allcls_jax.data.splits import Partition, Split
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.setup import Setup
-from allcls_jax.models.vgg import split_at_features
 from allcls_jax.training import (
     inputs,
     loop,
@@ -111,12 +110,20 @@ def train(runs: Sequence[Run], setup: Setup, at: Path) -> list[Trained] | None:
     if setup.features is not None:
         return _train_heads(runs, setup, setup.features, at)
     config, data = setup.config, setup.data
-    images, resident = inputs.place_images(
-        config, setup.images, data.rows, setup.network
+    network = setup.network
+    images, resident = inputs.place_images(config, setup.images, data.rows, network)
+    # Compiled once for all.
+    compiled = steps.make_steps(
+        network.model,
+        network.preprocessing,
+        optim.make_optimizer(config.optim, network.mask),
+        network.mask,
+        network.shardings,
+        augment=config.augment,
     )
     found = []
     for run in runs:
-        trained = _train_whole(run, setup, images, resident)
+        trained = _train_whole(run, setup, compiled, images, resident)
         if trained is None:
             return None
         found.append(trained)
@@ -128,19 +135,15 @@ def _train_heads(
 ) -> list[Trained] | None:
     started = time.monotonic()
     data, network, config = setup.data, setup.network, setup.config
-    _, head = split_at_features(network.model)
     place = placement.choose(config.train.keep, features.num_bytes, "features")
-    behind = [layer.name for layer in head.layers if layer.name in network.mask]
-    own = {name: network.params[name] for name in behind}
     heads = Heads(
-        head,
-        {name: network.mask[name] for name in behind},
+        network,
         config.optim,
         [
             Head(
                 order=_order(run, setup),
                 validation=data.rows[run.partition.validation],
-                params=optim.merge(own, network.seeded(run.config.seed)),
+                params=network.head_params(run.config.seed),
                 class_weights=_class_weights(
                     run.config, data.table.label[run.partition.train]
                 ),
@@ -153,7 +156,6 @@ def _train_heads(
         ],
         features,
         data.every,
-        network.shardings,
         batch_size=runs[0].batch_size,
         place=place,
     )
@@ -213,22 +215,15 @@ def _train_heads(
 
 
 def _train_whole(
-    run: Run, setup: Setup, images: pipeline.Images, resident: jax.Array | None
+    run: Run,
+    setup: Setup,
+    compiled: steps.Steps,
+    images: pipeline.Images,
+    resident: jax.Array | None,
 ) -> Trained | None:
     started = time.monotonic()
     data, network, config = setup.data, setup.network, run.config
     optimizer = optim.make_optimizer(config.optim, network.mask)
-    augment = config.augment if config.augment.continuous else None
-    compiled = steps.make_steps(
-        network.model,
-        network.preprocessing,
-        optimizer,
-        network.mask,
-        network.shardings,
-        class_weights=_class_weights(run.config, data.table.label[run.partition.train]),
-        seed=config.seed,
-        augment=augment,
-    )
     size = inputs.forward_batch_size(config, network)
     trainer = whole.Whole(
         steps=compiled,
@@ -238,6 +233,13 @@ def _train_whole(
         table=data.every,
         order=_order(run, setup),
         validation=data.rows[run.partition.validation],
+        settings=steps.RunSettings(
+            np.uint32(config.seed),
+            np.array(
+                _class_weights(config, data.table.label[run.partition.train]),
+                np.float32,
+            ),
+        ),
         training=inputs.reading_of(config, run.batch_size),
         evaluating=inputs.reading_of(config, size),
     )

@@ -17,13 +17,13 @@ import numpy as np
 from allcls_jax.config import OptimConfig, Place
 from allcls_jax.data.cells import ALL, CellTable
 from allcls_jax.data.pipeline import PADDING, Order, in_batches, steps_per_epoch
-from allcls_jax.models.vgg import VGG, Params
+from allcls_jax.models.vgg import VGG, Params, split_at_features
 from allcls_jax.training import state as states
 from allcls_jax.training import steps
 from allcls_jax.training.feed import Feed
 from allcls_jax.training.inputs import Features
-from allcls_jax.training.optim import Mask, make_optimizer
-from allcls_jax.training.sharding import Shardings
+from allcls_jax.training.network import Network
+from allcls_jax.training.optim import make_optimizer
 from allcls_jax.training.state import Sums, TrainState
 
 # Images of a batch where nothing is learnt.
@@ -75,13 +75,11 @@ class Heads:
 
     def __init__(
         self,
-        model: VGG,
-        mask: Mask,
+        network: Network,
         optim: OptimConfig,
         heads: Sequence[Head],
         features: Features,
         table: CellTable,
-        shardings: Shardings,
         *,
         batch_size: int,
         place: Place,
@@ -89,19 +87,19 @@ class Heads:
         """Brings features to their place; compiles at the first epoch.
 
         Args:
-          model: what follows the features, from `vgg.split_at_features`.
-          mask: which of its parameters are trained.
+          network: whose heads they are.
           optim: the rest of the recipe, the same for all.
           heads: at least one.
           features: of all rows that the heads use.
           table: labels by row.
-          shardings: where arrays lie.
           batch_size: images of a step.
           place: where the features lie; not `auto`.
         """
-        self._heads, self._mask, self._optim = tuple(heads), mask, optim
+        _, model = split_at_features(network.model)
+        self._mask = {name: network.mask[name] for name in heads[0].params}
+        self._heads, self._optim = tuple(heads), optim
         self._batch_size = batch_size
-        self._shardings = shardings
+        self._shardings = shardings = network.shardings
         devices = shardings.replicated.mesh.size
         # As many on each device: the last one stands in for those that are missing.
         self._number = -(-len(heads) // devices) * devices if len(heads) > 1 else 1

@@ -8,9 +8,8 @@ import numpy as np
 
 from allcls_jax import terminal
 from allcls_jax.config import Config, Place
-from allcls_jax.data import pipeline, prepare
+from allcls_jax.data import packing, pipeline, prepare
 from allcls_jax.data.cells import CellTable
-from allcls_jax.data.packing import PackedCells
 from allcls_jax.models import features
 from allcls_jax.models.vgg import split_at_features
 from allcls_jax.paths import default_cache_dir
@@ -25,10 +24,10 @@ def cache_dir(config: Config) -> Path:
     return Path(given).expanduser() if given else default_cache_dir()
 
 
-def open_cells(config: Config) -> PackedCells:
+def open_cells(config: Config) -> packing.PackedCells:
     """Opens the cells; the first process packs them, the others wait for it."""
 
-    def open_them() -> PackedCells:
+    def open_them() -> packing.PackedCells:
         return prepare.open_cells(
             config.data, pack_size=config.pack_size, cache_dir=cache_dir(config)
         )
@@ -61,12 +60,7 @@ class Features:
 
     def keys(self, rows: np.ndarray, views: np.ndarray) -> list[features.Key]:
         """Returns the keys of rows (n,) in views (n,)."""
-        pairs = map(self.images.key, rows.tolist())
-        # A copy is seen once: copies come with a split that is not for augmentation.
-        return [
-            (image, own or view)
-            for (image, own), view in zip(pairs, views.tolist(), strict=True)
-        ]
+        return [*map(self.images.key, rows.tolist(), views.tolist())]
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Returns the features of images as they are: (n, m)."""
@@ -107,7 +101,7 @@ def compute_features(
         network.params,
         network.preprocessing,
         image_size=images.size,
-        source=(cells.size, cells.crop),
+        source=(packing.FORMAT, cells.size, cells.crop),
         cache_dir=cache_dir(config),
     )
     num_views = pipeline.NUM_VIEWS if config.augment.dihedral else 1
@@ -152,9 +146,7 @@ def _compute(
     size = forward_batch_size(config, network)
     reading = reading_of(config, size)
     keys = found.keys(rows, views)
-    batches = pipeline.evaluation_batches(
-        images, table, rows, reading, views=_on_device(found, rows, views)
-    )
+    batches = pipeline.evaluation_batches(images, table, rows, reading, views=views)
     first = jax.process_index() == 0
     with (
         terminal.track("features", len(rows), "images") as advance,
@@ -177,12 +169,6 @@ def _compute(
         if pending is not None:
             keep(*pending)
     sharding.wait_for_all("features")
-
-
-def _on_device(found: Features, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
-    """Returns the views that are left to turn: copies come turned."""
-    own = np.array([found.images.key(row)[1] for row in rows.tolist()], np.int32)
-    return np.where(own > 0, 0, views).astype(np.int32)
 
 
 def place_images(

@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,28 +21,41 @@ from allcls_jax.training.state import Sums, TrainState, conclude
 
 DeviceBatch = dict[str, jax.Array]  # `pipeline.Batch` on the devices
 
-
 Objective = Callable[[Params], tuple[jax.Array, Sums]]
+
+
+# (params, batch, resident images or None) → sums over the batch, and of each of its
+# images, padding included, P(ALL) (n,) float32 and row (n,) int32; the same on every
+# process. A batch has its images, or their positions among the resident ones.
+EvalStep = Callable[..., tuple[Sums, jax.Array, jax.Array]]
+
+
+class RunSettings(NamedTuple):
+    """What differs from run to run of one recipe, and needs no compiling.
+
+    Attributes:
+      seed: () uint32, of dropout and augmentation.
+      class_weights: (2,) float32, of a HEM and of an ALL image in the training loss.
+    """
+
+    seed: jax.Array | np.uint32
+    class_weights: jax.Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """Compiled steps of a whole network.
 
-    A batch has its images, or, where `resident` images lie on the devices, their
-    positions there.
-
     Attributes:
-      train: (state, batch, resident or None) → the state after one update, the old one
-        being used up, and the batch's mean loss, () float32.
-      eval: (params, batch, resident or None) → sums over the batch, and of each of its
-        images, padding included, P(ALL) (n,) float32 and row (n,) int32; the same on
-        every process.
+      train: (state, batch, resident images or None, settings of the run) → the state
+        after one update, the old one being used up, and the batch's mean loss, ()
+        float32.
+      eval: see `EvalStep`.
       conclude: (state, validation sums) → what `state.conclude` gives.
     """
 
     train: Callable[..., tuple[TrainState, jax.Array]]
-    eval: Callable[..., tuple[Sums, jax.Array, jax.Array]]
+    eval: EvalStep
     conclude: Callable[[TrainState, Sums], tuple[TrainState, tuple[Sums, Sums]]]
 
 
@@ -52,9 +66,7 @@ def make_steps(
     mask: Mask,
     shardings: Shardings,
     *,
-    class_weights: tuple[float, float],
-    seed: int,
-    augment: AugmentConfig | None = None,
+    augment: AugmentConfig,
 ) -> Steps:
     """Returns the steps, to be compiled at their first call.
 
@@ -64,25 +76,23 @@ def make_steps(
       optimizer: from `optim.make_optimizer`.
       mask: which parameters are trained.
       shardings: where state and batches lie.
-      class_weights: of a HEM and of an ALL image in the training loss.
-      seed: of dropout and augmentation.
-      augment: how training images vary beyond their views; None: not at all.
+      augment: how training images vary; their views come with the batch.
     """
-    weights = jnp.asarray(class_weights, jnp.float32)
     backbone, head = split_at_features(model)
     stack = [mask[layer.name] for layer in backbone.layers if layer.name in mask]
     learning = any(jax.tree.leaves(stack))
 
     def train_step(
-        state: TrainState, batch: DeviceBatch, resident: jax.Array | None
+        state: TrainState,
+        batch: DeviceBatch,
+        resident: jax.Array | None,
+        settings: RunSettings,
     ) -> tuple[TrainState, jax.Array]:
-        images = _images(batch, resident)
-        if augment is not None:
-            key = random_stream("augmentation", seed, state.step)
-            images = augmentation.augment(images, key, augment)
+        key = random_stream("augmentation", settings.seed, state.step)
+        images = augmentation.augment(_images(batch, resident), key, augment)
 
         def objective(params: Params) -> tuple[jax.Array, Sums]:
-            key = random_stream("dropout", seed, state.step)
+            key = random_stream("dropout", settings.seed, state.step)
             # A frozen stack is run as in evaluation, the fastest way that there is.
             values, _ = backbone.apply(
                 {"params": params}, preprocessing(images), train=learning
@@ -90,9 +100,40 @@ def make_steps(
             logits, _ = head.apply(
                 {"params": params}, values, train=True, rngs={"dropout": key}
             )
-            return mean_loss(logits, batch["label"], batch["mask"], weights)
+            return mean_loss(
+                logits, batch["label"], batch["mask"], settings.class_weights
+            )
 
         return update(state, objective, optimizer, mask)
+
+    one, split = shardings.replicated, shardings.batch
+    return Steps(
+        train=jax.jit(
+            train_step,
+            in_shardings=(one, split, one, one),
+            out_shardings=one,
+            donate_argnums=0,
+        ),
+        eval=make_eval_step(model, preprocessing, shardings),
+        conclude=jax.jit(
+            lambda state, validation: conclude(state, validation, mask),
+            in_shardings=one,
+            out_shardings=one,
+            donate_argnums=0,
+        ),
+    )
+
+
+def make_eval_step(
+    model: VGG, preprocessing: Preprocessing, shardings: Shardings
+) -> EvalStep:
+    """Returns the evaluation step, to be compiled at its first call.
+
+    Args:
+      model: gives logits of (HEM, ALL).
+      preprocessing: what its weights expect.
+      shardings: where parameters and batches lie.
+    """
 
     def eval_step(
         params: Params, batch: DeviceBatch, resident: jax.Array | None
@@ -103,19 +144,7 @@ def make_steps(
         return sums, jax.nn.softmax(logits)[:, ALL], batch["row"]
 
     one, split = shardings.replicated, shardings.batch
-    inputs = (one, split, one)
-    return Steps(
-        train=jax.jit(
-            train_step, in_shardings=inputs, out_shardings=one, donate_argnums=0
-        ),
-        eval=jax.jit(eval_step, in_shardings=inputs, out_shardings=one),
-        conclude=jax.jit(
-            lambda state, validation: conclude(state, validation, mask),
-            in_shardings=one,
-            out_shardings=one,
-            donate_argnums=0,
-        ),
-    )
+    return jax.jit(eval_step, in_shardings=(one, split, one), out_shardings=one)
 
 
 def make_features_step(
@@ -145,7 +174,10 @@ def make_features_step(
 
 
 def mean_loss(
-    logits: jax.Array, label: jax.Array, valid: jax.Array, per_class: jax.Array
+    logits: jax.Array,
+    label: jax.Array,
+    valid: jax.Array,
+    per_class: jax.Array | np.ndarray,
 ) -> tuple[jax.Array, Sums]:
     """Returns the cross-entropy of a batch.
 
@@ -217,7 +249,7 @@ def _images(batch: DeviceBatch, resident: jax.Array | None) -> jax.Array:
 
 
 def random_stream(
-    name: str, seed: int | jax.Array, step: jax.Array | int = 0
+    name: str, seed: int | jax.Array | np.uint32, step: jax.Array | int = 0
 ) -> jax.Array:
     """Returns the random key of a named use at a step; no key is ever stored."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))

@@ -16,7 +16,7 @@ from allcls_jax.models.vgg import Params
 from allcls_jax.terminal import Advance
 from allcls_jax.training.sharding import Shardings
 from allcls_jax.training.state import Sums, TrainState
-from allcls_jax.training.steps import Steps
+from allcls_jax.training.steps import EvalStep, RunSettings, Steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class Whole:
       table: records by row.
       order: of the training images.
       validation: (n,) int64 rows.
+      settings: of the run.
       training: how training batches are read.
       evaluating: how batches are read where nothing is learnt.
     """
@@ -42,6 +43,7 @@ class Whole:
     table: CellTable
     order: Order
     validation: np.ndarray
+    settings: RunSettings
     training: Reading
     evaluating: Reading
 
@@ -59,7 +61,7 @@ class Whole:
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         """Returns the state after a step, and the batch's mean loss."""
         placed = self.shardings.put_batch(batch)
-        return self.steps.train(state, placed, self.resident)
+        return self.steps.train(state, placed, self.resident, self.settings)
 
     def conclude(self, state: TrainState) -> tuple[TrainState, tuple[Sums, Sums]]:
         """Validates, notes the best, and begins the sums anew."""
@@ -79,7 +81,7 @@ class Whole:
         )
         return evaluate(
             params,
-            self.steps,
+            self.steps.eval,
             self.shardings,
             batches,
             resident=self.resident,
@@ -89,7 +91,7 @@ class Whole:
 
 def evaluate(
     params: Params,
-    steps: Steps,
+    eval_step: EvalStep,
     shardings: Shardings,
     batches: Iterator[Batch],
     *,
@@ -100,7 +102,7 @@ def evaluate(
 
     Args:
       params: of the whole network, on the devices.
-      steps: compiled steps.
+      eval_step: from `steps.make_eval_step`.
       shardings: where batches go.
       batches: padded and masked; every image stands in them once.
       resident: images on the devices that the batches speak of, or None.
@@ -121,7 +123,7 @@ def evaluate(
 
     pending = None
     for batch in batches:
-        found = steps.eval(params, shardings.put_batch(batch), resident)
+        found = eval_step(params, shardings.put_batch(batch), resident)
         total = found[0] if total is None else total + found[0]
         # The device is at work on this batch while the last one is looked at.
         if pending is not None:

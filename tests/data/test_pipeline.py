@@ -156,17 +156,18 @@ def test_images_of_a_pack_and_its_copies_are_one_below_the_other(cells, balanced
         PackedImages(cells, None, 32)[30]
 
 
-def test_an_image_has_the_key_of_its_file_and_a_copy_that_of_its_original(
-    cells, balanced
-):
+def test_a_view_has_the_key_of_its_original_and_how_that_is_turned(cells, balanced):
     found, _ = balanced
-    images = PackedImages(cells, found, 32)
-    for row in range(30):
-        assert images.key(row) == (bytes.fromhex(cells.table.sha256[row]), 0)
-    for row in range(11):
-        image, view = images.key(30 + row)
-        assert image.hex() == cells.table.sha256[found.rows[row]]
-        assert view == 1 + found.views[row]
+    images = PackedImages(cells, found, 40)
+    for row in (0, 29, 30, 33, 40):
+        for view in range(8):
+            sha256, of_original = images.key(row, view)
+            original = row if row < 30 else int(found.rows[row - 30])
+            assert sha256.hex() == cells.table.sha256[original]
+            assert np.array_equal(
+                turn(cells[original], of_original), turn(images[row], view)
+            )
+    assert images.key(5, 0)[1] == 0
 
 
 def test_batches_of_images_and_copies_hold_what_their_rows_say(cells, balanced):

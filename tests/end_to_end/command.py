@@ -32,10 +32,18 @@ def run(
     folder: Path, *flags: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the entry point in `folder` to its end and returns what it said."""
+    return python(folder, *arguments(*flags)[1:], **variables)
+
+
+def python(
+    folder: Path, *words: str, text: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python in `folder` to its end, given a text, and returns what it said."""
     return subprocess.run(
-        arguments(*flags),
+        [sys.executable, *words],
         cwd=folder,
         env=environment(folder, **variables),
+        input=text,
         capture_output=True,
         text=True,
         timeout=180,

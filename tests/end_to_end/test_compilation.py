@@ -1,8 +1,6 @@
 """What was compiled once is not compiled again, within a run or in the next one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,15 +31,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 def events(folder: Path, *flags: str) -> dict[str, int]:
     """Runs the tiny configuration and returns how often what happened in JAX."""
-    result = subprocess.run(
-        [sys.executable, "-c", WATCHED, *command.TINY, *flags],
-        cwd=folder,
-        env=command.environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+    result = command.python(folder, "-c", WATCHED, *command.TINY, *flags)
     assert result.returncode == 0, result.stderr
     return json.loads((folder / "events.json").read_text())
 

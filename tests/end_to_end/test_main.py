@@ -291,15 +291,8 @@ json.dump(answers, sys.stdout)
 
 def run_many(folder: Path, cases: Sequence[tuple[tuple[str, ...], tuple]]) -> list:
     """Returns exit code and stderr of each of (flags, what the run raises, or ())."""
-    result = subprocess.run(
-        [sys.executable, "-c", MANY],
-        cwd=folder,
-        env=command.environment(folder, PYTHONPATH=str(command.ROOT)),
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    result = command.python(
+        folder, "-c", MANY, text=json.dumps(cases), PYTHONPATH=str(command.ROOT)
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

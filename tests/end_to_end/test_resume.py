@@ -256,8 +256,10 @@ def test_two_runs_do_not_share_a_workdir(folder, uninterrupted):
             assert process.poll() is None
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
-        assert second_is_refused()
-        process.send_signal(signal.SIGCONT)
+        try:
+            assert second_is_refused()
+        finally:
+            process.send_signal(signal.SIGCONT)  # or nobody would see the test fail
         assert process.wait(timeout=100) == 0
     assert_equal_runs(workdir, uninterrupted)
 

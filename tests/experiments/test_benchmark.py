@@ -111,10 +111,16 @@ def test_a_time_is_that_of_one_and_lasts_until_the_result_is_there():
     x = jnp.ones((700, 700))
     power = jax.jit(lambda x: jax.lax.fori_loop(0, 30, lambda _, y: y @ x / 700, x))
     power(x).block_until_ready()
+    results = []
+
+    def work() -> jax.Array:
+        results.append(power(x))
+        return results[-1]
+
+    taken = timing.seconds(work)
     begun = time.perf_counter()
-    taken = timing.seconds(lambda: power(x))
-    # What is left to wait for is nothing next to the work.
-    assert taken > 0.5 * (time.perf_counter() - begun)
+    results[0].block_until_ready()
+    assert time.perf_counter() - begun < 0.1 * taken, "nothing is left to wait for"
     assert taken > 1e-3
 
 
@@ -222,18 +228,15 @@ def test_a_readme_without_marks_is_refused(tmp_path: Path, text: str):
 
 
 def test_the_readme_has_the_table_of_the_committed_figures():
-    committed = ROOT / "docs" / "benchmark.json"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if not committed.exists() and table.BEGIN not in readme:
-        pytest.skip("no figures are committed")
-    expected = table.markdown(record.read(committed))
+    expected = table.markdown(record.read(ROOT / "docs" / "benchmark.json"))
     between = readme.split(table.BEGIN)[1].split(table.END)[0]
     assert between == f"\n{expected}\n", (
         "run tools/benchmark.py --out docs/benchmark.json --show --readme README.md"
     )
 
 
-def test_every_bar_can_be_reached_by_a_row_that_is_measured():
+def test_sizes_fit_the_keys_of_the_catalog():
     assert set(benches.GPU.models) == {ModelName.VGG19, ModelName.VGG16}
     for sizes in (benches.GPU, benches.CPU):
         assert sizes.repeats >= 5

@@ -70,15 +70,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     return give(tmp_path_factory.mktemp("heads"))
 
 
-def parts(given: Given) -> tuple[vgg.VGG, optim.Mask, vgg.Params]:
-    _, model = vgg.split_at_features(given.network.model)
-    names = [layer.name for layer in model.layers if layer.name in given.network.mask]
-    mask = {name: given.network.mask[name] for name in names}
-    return model, mask, {name: given.network.params[name] for name in names}
-
-
 def head(given: Given, **changes) -> heads.Head:
-    _, _, params = parts(given)
+    params = given.network.head_params(0)
     plain = heads.Head(
         order=Order(ROWS, 0, dihedral=given.config.augment.dihedral),
         validation=VALIDATION,
@@ -96,15 +89,12 @@ def train(
     given: Given, *chosen: heads.Head, epochs=3, place=Place.DEVICE
 ) -> tuple[heads.Heads, state.TrainState, list[Any]]:
     """Trains, and returns the last state and each epoch's sums of each head."""
-    model, mask, _ = parts(given)
     found = heads.Heads(
-        model,
-        mask,
+        given.network,
         given.config.optim,
         chosen,
         given.features,
         given.cells.table,
-        given.network.shardings,
         batch_size=BATCH,
         place=place,
     )
@@ -147,8 +137,7 @@ def test_the_whole_network_with_masked_updates_gives_the_same_head(tmp_path, dih
         optimizer,
         built.mask,
         built.shardings,
-        class_weights=weights,
-        seed=0,
+        augment=config.augment,
     )
     reading = Reading(batch_size=BATCH)
     direct = wholes.Whole(
@@ -159,6 +148,7 @@ def test_the_whole_network_with_masked_updates_gives_the_same_head(tmp_path, dih
         table=given.cells.table,
         order=Order(ROWS, 0, dihedral=dihedral),
         validation=VALIDATION,
+        settings=steps.RunSettings(np.uint32(0), np.array(weights, np.float32)),
         training=reading,
         evaluating=reading,
     )
@@ -185,7 +175,7 @@ def test_the_whole_network_with_masked_updates_gives_the_same_head(tmp_path, dih
 
 def variants(given: Given) -> list[heads.Head]:
     """Heads that differ in seed, images, settings and beginning."""
-    _, _, params = parts(given)
+    params = given.network.head_params(0)
     moved = jax.tree.map(lambda a: a * 0.9, params)
     return [
         head(given),

@@ -21,6 +21,7 @@ from allcls_jax.errors import InputError
 from allcls_jax.models import blocks, vgg
 from allcls_jax.models.preprocessing import CAFFE
 from allcls_jax.training import optim, sharding, state, steps
+from allcls_jax.training.steps import RunSettings
 
 RULES = OptimConfig().trainable
 
@@ -31,6 +32,7 @@ class Setup:
     params: Any  # arrays, or their shapes
     mask: optim.Mask
     steps: steps.Steps
+    settings: RunSettings
     state: state.TrainState
 
 
@@ -58,14 +60,13 @@ def build(
         optimizer,
         mask,
         sharding.data_parallel(),
-        class_weights=class_weights,
-        seed=0,
-        augment=augment,
+        augment=augment or AugmentConfig(),
     )
+    settings = RunSettings(np.uint32(0), np.array(class_weights, np.float32))
     begin = (jax.eval_shape if abstract else lambda f, *a: f(*a))(
         lambda p: state.create(p, optimizer, mask), params
     )
-    return Setup(model, params, mask, compiled, begin)
+    return Setup(model, params, mask, compiled, settings, begin)
 
 
 def make_batch(n=8, size=32, seed=0, padding=0):
@@ -140,7 +141,7 @@ def test_frozen_parameters_keep_their_bits_and_have_no_state(config):
     before = {name: a.tobytes() for name, a in flat(setup.params).items()}
     now = setup.state
     for seed in range(3):
-        now, _ = setup.steps.train(now, make_batch(seed=seed), None)
+        now, _ = setup.steps.train(now, make_batch(seed=seed), None, setup.settings)
     after = flat(now.params)
     for name, moves in vgg.flatten_params(setup.mask).items():
         assert (after[name].tobytes() != before[name]) == moves, name
@@ -157,7 +158,7 @@ def test_clipping_looks_at_trainable_gradients_only():
     config = OptimConfig(name=OptimizerName.SGD, learning_rate=0.5, clip_norm=0.01)
     setup = build(config=config, dropout=0.0)
     before = flat(setup.params)
-    now, _ = setup.steps.train(setup.state, make_batch(), None)
+    now, _ = setup.steps.train(setup.state, make_batch(), None, setup.settings)
     moved = [flat(now.params)[name] - before[name] for name in before]
     norm = np.sqrt(sum((d.astype(np.float64) ** 2).sum() for d in moved))
     # Nesterov's first step is 1 + momentum times the gradient.
@@ -180,9 +181,9 @@ def test_a_step_with_a_frozen_backbone_costs_little_more_than_a_forward(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), make_batch(4, 64)
     )
     flops = [
-        step.lower(first, batch, None).compile().cost_analysis()["flops"]
-        for step, first in (
-            (setup.steps.train, setup.state),
+        step.lower(first, batch, None, *settings).compile().cost_analysis()["flops"]
+        for step, first, *settings in (
+            (setup.steps.train, setup.state, setup.settings),
             (setup.steps.eval, setup.params),
         )
     ]
@@ -198,7 +199,7 @@ def test_one_step_gives_golden_numbers():
     look at the new numbers and whether they make sense, and write them here.
     """
     setup = build(config=OptimConfig(learning_rate=1e-3))
-    now, loss = setup.steps.train(setup.state, make_batch(), None)
+    now, loss = setup.steps.train(setup.state, make_batch(), None, setup.settings)
     params = flat(now.params)
     found = [
         float(loss),
@@ -225,8 +226,10 @@ def test_padding_counts_for_nothing():
     np.testing.assert_allclose(of_padded.loss, of_full.loss, rtol=1e-6)
     np.testing.assert_allclose(p_padded[:6], p_full, rtol=1e-5)
     assert np.asarray(row)[6:].tolist() == [-1, -1]
-    one, loss = setup.steps.train(setup.state, full, None)
-    other, padded_loss = setup.steps.train(build(dropout=0.0).state, padded, None)
+    one, loss = setup.steps.train(setup.state, full, None, setup.settings)
+    other, padded_loss = setup.steps.train(
+        build(dropout=0.0).state, padded, None, setup.settings
+    )
     np.testing.assert_allclose(loss, padded_loss, rtol=1e-6)
     # Adam's first step is the sign of the gradient: compare its first moment.
     for a, b in zip(
@@ -244,7 +247,7 @@ def test_class_weights_weigh_the_loss():
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     expected = np.mean(np.asarray(losses) * np.where(batch["label"] == 1, 3.0, 0.5))
     weighted = build(dropout=0.0, class_weights=(0.5, 3.0))
-    _, loss = weighted.steps.train(weighted.state, batch, None)
+    _, loss = weighted.steps.train(weighted.state, batch, None, weighted.settings)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -264,8 +267,10 @@ def test_bfloat16_computes_and_float32_keeps():
     exact, half = build(dropout=0.0), build(dropout=0.0, dtype=jnp.bfloat16)
     one, other = exact.state, half.state
     for seed in range(5):
-        one, loss = exact.steps.train(one, make_batch(seed=seed), None)
-        other, rounded = half.steps.train(other, make_batch(seed=seed), None)
+        one, loss = exact.steps.train(one, make_batch(seed=seed), None, exact.settings)
+        other, rounded = half.steps.train(
+            other, make_batch(seed=seed), None, half.settings
+        )
         assert rounded.dtype == jnp.float32
         assert float(rounded) != float(loss)
         np.testing.assert_allclose(rounded, loss, rtol=0.02)
@@ -277,7 +282,9 @@ def test_steps_are_traced_once():
     setup = build()
     now = sharding.data_parallel().put_replicated(setup.state)
     for seed in range(3):
-        now, _ = setup.steps.train(now, make_batch(seed=seed, padding=seed), None)
+        now, _ = setup.steps.train(
+            now, make_batch(seed=seed, padding=seed), None, setup.settings
+        )
         batch = make_batch(seed=seed, padding=seed)
         sums, _, _ = setup.steps.eval(now.params, batch, None)
         now, _ = setup.steps.conclude(now, sums)
@@ -287,8 +294,8 @@ def test_steps_are_traced_once():
 
 def test_sums_are_of_one_epoch():
     setup = build()
-    now, _ = setup.steps.train(setup.state, make_batch(8), None)
-    now, _ = setup.steps.train(now, make_batch(8, padding=3), None)
+    now, _ = setup.steps.train(setup.state, make_batch(8), None, setup.settings)
+    now, _ = setup.steps.train(now, make_batch(8, padding=3), None, setup.settings)
     assert float(now.sums.count) == 13
     assert int(now.step) == 2
     validation = state.Sums(jnp.float32(3), jnp.float32(1), jnp.float32(4))
@@ -303,7 +310,7 @@ def test_the_best_is_the_epoch_of_lowest_validation_loss():
     now, seen = setup.state, []
     assert not np.isfinite(now.best.loss)
     for epoch, loss in enumerate([4.0, 2.0, 3.0, 2.0]):
-        now, _ = setup.steps.train(now, make_batch(seed=epoch), None)
+        now, _ = setup.steps.train(now, make_batch(seed=epoch), None, setup.settings)
         seen.append(flat(optim.trainable(now.params, setup.mask)))
         sums = state.Sums(jnp.float32(loss), jnp.float32(1), jnp.float32(4))
         now, _ = setup.steps.conclude(now, sums)
@@ -325,8 +332,8 @@ def test_images_on_the_device_train_as_images_that_are_sent():
     placed["position"] = order.astype(np.int32)
     resident = np.empty_like(batch["image"])
     resident[order] = batch["image"]
-    one, loss = setup.steps.train(setup.state, batch, None)
-    two, same = other.steps.train(other.state, placed, resident)
+    one, loss = setup.steps.train(setup.state, batch, None, setup.settings)
+    two, same = other.steps.train(other.state, placed, resident, other.settings)
     assert float(loss) == float(same)
     for name, array in flat(one.params).items():
         assert np.array_equal(array, flat(two.params)[name])
@@ -355,11 +362,13 @@ def test_augmentation_is_for_training_and_new_in_each_step():
     first, later, again = (jax.tree.map(jnp.copy, varied.state) for _ in range(3))
     later = later.replace(step=later.step + 1)
     losses = [
-        float(varied.steps.train(begin, make_batch(), None)[1])
+        float(varied.steps.train(begin, make_batch(), None, varied.settings)[1])
         for begin in (first, later, again)
     ]
     assert losses[0] == losses[2] != losses[1]
-    assert losses[0] != float(plain.steps.train(plain.state, make_batch(), None)[1])
+    assert losses[0] != float(
+        plain.steps.train(plain.state, make_batch(), None, plain.settings)[1]
+    )
 
 
 def test_random_streams_differ_by_name_seed_and_step():

@@ -157,11 +157,6 @@ class Bench:
         """Whether there is an accelerator."""
         return self.platform == "gpu"
 
-    @property
-    def given_data(self) -> str | None:
-        """The folder of real cells as configurations name it."""
-        return None if self.data is None else str(self.data)
-
     def recipe(self, num_images: int) -> recipe.Recipe:
         """Returns the paper's recipe on so many images, all from one pack."""
         return recipe.open_recipe(**self.recipe_settings(num_images))
@@ -174,7 +169,7 @@ class Bench:
             "packed": self.sizes.recipe_images,
             "num_images": num_images,
             "pack_cache": str(self.folder / "packs"),
-            "data": self.given_data,
+            "data": None if self.data is None else str(self.data),
         }
 
     @property

@@ -1,7 +1,6 @@
 """The command: `python tools/benchmark.py --out FILE.json`."""
 
 import argparse
-import contextlib
 import os
 import platform
 import shlex
@@ -9,7 +8,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 from allcls_jax import terminal
@@ -21,8 +19,6 @@ _NOTES = (
     "Medians, taken in turns with the peers, warm-up excluded; whole recipes and "
     "commands once.",
 )
-# Whose versions are told, beside ours.
-_PEERS = ("keras", "onnxruntime", "opencv-python-headless", "pillow", "torch")
 _QUICK = "Small sizes, to try out the program: no figure to quote."
 
 
@@ -32,17 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         _check(args)
+        failed: list[str] = []
         if not args.show:
-            # Most of a second, which --help need not wait for. Peers that measure in
-            # turns with us need memory of the device too.
+            # Peers that measure in turns with us need memory of the device too.
             os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
                 found, failed = _measure(args, Path(folder), _command(argv))
             if args.rows and args.out.exists():
                 found = found.beside(records.read(args.out).get(found.platform))
             records.write(args.out, found)
-        else:
-            failed = []
         _publish(args)
     except (InputError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -118,11 +112,12 @@ def _measure(
       folder: for what is needed meanwhile; empty.
       typed: the command, for the record.
     """
+    # Most of a second, which --help need not wait for.
     import jax
 
     from allcls_jax.experiments.benchmark import bench as benches
     from allcls_jax.experiments.benchmark.rows import ROWS
-    from allcls_jax.experiments.provenance import provenance
+    from allcls_jax.experiments.provenance import provenance, version
     from allcls_jax.training import compilation
 
     chosen = args.rows or list(ROWS)
@@ -133,6 +128,9 @@ def _measure(
     # "Compiled beforehand" is what a user's second run finds.
     compilation.keep_compiled(folder)
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    hardware = _hardware(jax.devices()[0].device_kind, kind)
+    if args.rows and args.out.exists():
+        records.check_machine(records.read(args.out).get(kind), hardware)
     sizes = benches.GPU if kind == "gpu" else benches.CPU
     bench = benches.Bench(
         sizes=benches.QUICK if args.quick else sizes,
@@ -152,14 +150,15 @@ def _measure(
     top, origin = bench.ceilings, provenance()
     found = records.Record(
         platform=kind,
-        hardware=_hardware(jax.devices()[0].device_kind, kind),
+        hardware=hardware,
         notes=[*_NOTES, *[_QUICK] * args.quick],
         ceilings={"matmul": top.matmul, "copy": top.copy, **top.settings},
         rows=rows,
         provenance={
             **origin,
             "command": typed,
-            "versions": origin["versions"] | dict(_versions()),
+            "versions": origin["versions"]
+            | {name: version(name) for name in records.PACKAGES},
         },
     )
     return found, failed
@@ -167,12 +166,13 @@ def _measure(
 
 def _publish(args: argparse.Namespace) -> None:
     """Shows what the file holds: on the terminal, as a picture, in the README."""
+    from allcls_jax.evaluation import plots
     from allcls_jax.experiments.benchmark import table
 
     found = records.read(args.out)
     for one in found.values():
         table.show(one)
-    args.out.with_suffix(".png").write_bytes(table.picture(found))
+    plots.save(args.out.with_suffix(".png"), table.picture(found))
     if args.readme is not None:
         table.rewrite(args.readme, found)
     terminal.say(f"Written: {args.out} and {args.out.with_suffix('.png')}")
@@ -182,13 +182,6 @@ def _command(argv: Sequence[str]) -> str:
     """Returns what was typed, without this machine's folders."""
     told = [Path(word).name if Path(word).is_absolute() else word for word in argv]
     return shlex.join(["python", "tools/benchmark.py", *told])
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    """Yields the versions of the peers that are installed."""
-    for package in _PEERS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            yield package, metadata.version(package)
 
 
 def _hardware(device: str, kind: str) -> str:

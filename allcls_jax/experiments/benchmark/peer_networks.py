@@ -1,6 +1,7 @@
 """Forward passes of the convolutional stack by the peers, from one table of layers.
 
-Each gets the same weights and the same images, ready where it computes, and tells some
+Each gets the same weights and the same images, ready where it computes (Keras: in host
+memory), and tells some
 of its features, so that it is known to compute the same.
 """
 
@@ -206,7 +207,7 @@ def _onnxruntime(settings: Settings) -> Ready:
     times = settings["times"]
     return (
         {"sample": sample(features), "note": ""},
-        lambda _: _timed(lambda: run(times), times),
+        lambda _: timed(lambda: run(times), times),
     )
 
 
@@ -265,18 +266,19 @@ def _keras(settings: Settings) -> Ready:
     features = np.asarray(run()[:1], np.float32)
     return (
         {"sample": sample(features), "note": "predict, images in host memory"},
-        lambda _: _timed(run, times),
+        lambda _: timed(run, times),
     )
 
 
-def _timed(work: Callable[[], Any], times: int) -> dict[str, float]:
+def timed(work: Callable[[], Any], times: int = 1) -> dict[str, float]:
+    """Does a piece of work, and returns the seconds of each of so many parts of it."""
     begun = time.perf_counter()
     work()
     return {"seconds": (time.perf_counter() - begun) / times}
 
 
 def load(settings: Settings) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns weights by name, and preprocessed images in float32."""
+    """Returns weights by name, and images as they were saved."""
     with np.load(settings["weights"], allow_pickle=False) as file:
         weights = dict(file)
     return weights, np.load(settings["images"], allow_pickle=False)

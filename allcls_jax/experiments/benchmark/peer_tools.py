@@ -7,8 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from allcls_jax.experiments.benchmark import peers
-from allcls_jax.experiments.benchmark.peer_networks import Ready, Settings, cores
+from allcls_jax.experiments.benchmark.peer_networks import (
+    Ready,
+    Settings,
+    cores,
+    timed,
+)
 
 
 def _pillow(settings: Settings) -> Ready:
@@ -45,7 +49,7 @@ def _of_all(one: Callable[[bytes], Any], settings: Settings, note: str) -> Ready
                 pass
 
     every()
-    return {"note": note}, lambda _: peers.timed(every)
+    return {"note": note}, lambda _: timed(every)
 
 
 DECODE: dict[str, Callable[[Settings], Ready]] = {"Pillow": _pillow, "OpenCV": _opencv}

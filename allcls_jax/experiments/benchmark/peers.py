@@ -7,19 +7,19 @@ none of them is needed to use or to develop the package.
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from allcls_jax.experiments.benchmark import (
+    peer_networks,
+    peer_recipes,
+    peer_tools,
+    peer_tuning,
+)
+from allcls_jax.experiments.benchmark.peer_networks import Ready, Settings
 from allcls_jax.experiments.benchmark.record import NOT_INSTALLED
 from allcls_jax.experiments.benchmark.workers import Unavailable
-
-# Answers a request with what was measured.
-Answer = Callable[[dict[str, Any]], dict[str, Any]]
-
-# Gets ready: what is told of that, and how requests are answered.
-Prepared = tuple[dict[str, Any], Answer]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,29 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def timed(work: Callable[[], Any]) -> dict[str, float]:
-    """Does a piece of work that ends when it returns, and returns its seconds."""
-    begun = time.perf_counter()
-    work()
-    return {"seconds": time.perf_counter() - begun}
-
-
 _PACKAGES = ("cv2", "keras", "onnx", "onnxruntime", "PIL", "torch")
 
 
-def _prepare(settings: dict[str, Any]) -> Prepared:
+def _prepare(settings: Settings) -> Ready:
     # Before the first import of either. The comparing process, whose turns alternate
     # with ours, needs its part of the device's memory.
     os.environ["KERAS_BACKEND"] = "jax"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    from allcls_jax.experiments.benchmark import (
-        peer_networks,
-        peer_recipes,
-        peer_tools,
-        peer_tuning,
-    )
-
-    tasks: dict[str, dict[str, Callable[[dict[str, Any]], Prepared]]] = {
+    tasks: dict[str, dict[str, Callable[[Settings], Ready]]] = {
         "forward": peer_networks.FORWARD,
         "tuning": peer_tuning.TUNING,
         "recipe": peer_recipes.RECIPES,

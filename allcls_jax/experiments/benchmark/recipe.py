@@ -1,6 +1,5 @@
 """Our own whole recipe, without its files: from packed images to a trained head."""
 
-import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -11,8 +10,7 @@ import numpy as np
 from allcls_jax.config import Config, DataConfig, ModelName, Place, SyntheticConfig
 from allcls_jax.data import pipeline, prepare
 from allcls_jax.data.packing import PackedCells
-from allcls_jax.models.vgg import split_at_features
-from allcls_jax.training import inputs, optim
+from allcls_jax.training import inputs
 from allcls_jax.training.heads import Head, Heads
 from allcls_jax.training.network import Network, build
 
@@ -25,7 +23,7 @@ class Recipe:
     """The paper's, ready to be run.
 
     Attributes:
-      config: validated.
+      config: of the recipe.
       cells: packed.
       rows: (n,) int64 rows to train on.
       network: with its parameters in place.
@@ -51,8 +49,7 @@ class Recipe:
           batch: images of a step.
           epochs: of the head.
         """
-        config = copy.deepcopy(self.config)
-        config.cache_dir = str(cache)
+        config = dataclasses.replace(self.config, cache_dir=str(cache))
         begun = time.perf_counter()
         features = inputs.compute_features(
             config,
@@ -121,19 +118,15 @@ def make_heads(
     batch: int,
 ) -> Heads:
     """Returns heads with seeds of their own, to be trained together on all rows."""
-    _, head = split_at_features(network.model)
-    names = [layer.name for layer in head.layers if layer.name in network.mask]
-    own = {name: network.params[name] for name in names}
     rows = features.rows
     return Heads(
-        head,
-        {name: network.mask[name] for name in names},
+        network,
         config.optim,
         [
             Head(
                 order=pipeline.Order(rows, seed),
                 validation=rows[:_UNUSED],
-                params=optim.merge(own, network.seeded(seed)),
+                params=network.head_params(seed),
                 class_weights=(1.0, 1.0),
                 learning_rate=config.optim.learning_rate,
                 weight_decay=config.optim.weight_decay,
@@ -144,7 +137,6 @@ def make_heads(
         ],
         features,
         cells.table,
-        network.shardings,
         batch_size=batch,
         place=Place.DEVICE,
     )

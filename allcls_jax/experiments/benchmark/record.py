@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import operator
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ FORMAT = 1
 
 NOT_MEASURED = "not measured"
 NOT_INSTALLED = "not installed"
+
+# Peers whose versions are told.
+PACKAGES = ("keras", "torch", "onnxruntime", "opencv-python-headless", "pillow")
 
 # GPU means any accelerator: what `jax.default_backend()` calls otherwise than cpu.
 PLATFORMS = ("gpu", "cpu")
@@ -112,7 +114,7 @@ class Record:
       hardware: its name for people.
       notes: what holds for all rows.
       ceilings: `matmul` in FLOP/s and `copy` in bytes/s, and how they were taken.
-      rows: in the order of the table.
+      rows: in the order in which they were first measured.
       provenance: command, versions, device, time.
     """
 
@@ -131,19 +133,25 @@ class Record:
         """
         if earlier is None:
             return self
-        if earlier.hardware != self.hardware:
-            raise InputError(
-                f"--out: its rows are of {earlier.hardware}, these of {self.hardware}; "
-                "measure all rows, or name another file"
-            )
-        keys = {row.key for row in self.rows}
-        kept = [row for row in earlier.rows if row.key not in keys]
+        check_machine(earlier, self.hardware)
+        new = {row.key: row for row in self.rows}
+        kept = [row for row in earlier.rows if row.key not in new]
+        rows = [new.pop(row.key, row) for row in earlier.rows] + [*new.values()]
         commands = (earlier.provenance["command"], self.provenance["command"])
         told = " and ".join(dict.fromkeys(commands)) if kept else commands[1]
         return dataclasses.replace(
             self,
-            rows=[*kept, *self.rows],
+            rows=rows,
             provenance={**self.provenance, "command": told},
+        )
+
+
+def check_machine(earlier: Record | None, hardware: str) -> None:
+    """Raises an `InputError` where earlier rows are of another machine."""
+    if earlier is not None and earlier.hardware != hardware:
+        raise InputError(
+            f"--out: its rows are of {earlier.hardware}, these of {hardware}; measure "
+            "all rows, or name another file"
         )
 
 
@@ -190,12 +198,10 @@ def write(path: Path, record: Record) -> None:
         },
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Here, since every worker imports this module, and a cold process is timed.
+    from allcls_jax.training.writers import write_atomically
+
+    write_atomically(path, text)
 
 
 def _record(fields: dict[str, Any]) -> Record:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from allcls_jax.config import OnBadImage
+from allcls_jax.config import DataSource, OnBadImage
 from allcls_jax.data import findings, readers, synthetic, transforms
 from allcls_jax.data.cells import CellFile
 from allcls_jax.data.packing import pack
@@ -14,9 +14,10 @@ from allcls_jax.experiments.benchmark import bench as benches
 from allcls_jax.experiments.benchmark import recipe, timing
 from allcls_jax.experiments.benchmark.bench import Bench
 from allcls_jax.experiments.benchmark.peer_networks import cores
+from allcls_jax.experiments.benchmark.peer_tools import DECODE
 from allcls_jax.experiments.benchmark.record import Row
 
-_PEERS = ("Pillow", "OpenCV")
+_PEERS = tuple(DECODE)
 
 
 def packing(bench: Bench) -> Iterator[Row]:
@@ -84,7 +85,7 @@ def audit(bench: Bench) -> Iterator[Row]:
     )
 
 
-def _cells(bench: Bench) -> tuple[readers.DataSource, list[CellFile], str]:
+def _cells(bench: Bench) -> tuple[DataSource, list[CellFile], str]:
     """Returns files of cells, and what to call them."""
     number = bench.sizes.files
     if bench.data is not None:
@@ -96,7 +97,7 @@ def _cells(bench: Bench) -> tuple[readers.DataSource, list[CellFile], str]:
         with ThreadPoolExecutor(cores()) as pool:
             for _ in pool.map(lambda cell: _draw(cell, folder), drawn):
                 pass
-    source, cells = readers.open_source(readers.DataSource.FOLDER, folder)
+    source, cells = readers.open_source(DataSource.FOLDER, folder)
     return source, list(cells), f"drawn PNG files of {synthetic.SIZE} px"
 
 

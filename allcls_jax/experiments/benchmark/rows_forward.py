@@ -13,14 +13,13 @@ from allcls_jax.data import pipeline
 from allcls_jax.experiments.benchmark import bench as benches
 from allcls_jax.experiments.benchmark import timing
 from allcls_jax.experiments.benchmark.bench import Bench
-from allcls_jax.experiments.benchmark.peer_networks import sample
+from allcls_jax.experiments.benchmark.peer_networks import FORWARD, sample
 from allcls_jax.experiments.benchmark.record import Figure, Row
 from allcls_jax.models import vgg
 from allcls_jax.models.preprocessing import CAFFE
-from allcls_jax.training import inputs, optim, steps
-from allcls_jax.training.whole import Whole
+from allcls_jax.training import inputs, steps, whole
 
-PEERS = ("torch", "torch compiled", "ONNX Runtime", "Keras")
+PEERS = tuple(FORWARD)
 
 # Relative difference (L2) up to which features are taken for the same.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -29,8 +28,9 @@ _TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 def forward(bench: Bench) -> Iterator[Row]:
     """Yields the convolutional stack against peers, and its share of the ceiling."""
     for model in bench.sizes.models:
-        keys = (f"forward {model}", f"forward {model} large")
-        for key, batch in zip(keys, bench.sizes.forward_batches, strict=False):
+        batches = bench.sizes.forward_batches
+        keys = (f"forward {model}", f"forward {model} large")[: len(batches)]
+        for key, batch in zip(keys, batches, strict=True):
             yield from _forward(bench, key, model, batch)
 
 
@@ -39,31 +39,17 @@ def prediction(bench: Bench) -> Iterator[Row]:
     sizes = bench.sizes
     opened = bench.recipe(sizes.predicted)
     network, config = opened.network, opened.config
-    config.train.forward_batch_size = None
     batch = inputs.forward_batch_size(config, network)
-    whole = Whole(
-        steps=steps.make_steps(
-            network.model,
-            network.preprocessing,
-            optim.make_optimizer(config.optim, network.mask),
-            network.mask,
-            network.shardings,
-            class_weights=(1.0, 1.0),
-            seed=0,
-        ),
-        shardings=network.shardings,
-        images=opened.images,
-        resident=None,
-        table=opened.cells.table,
-        order=pipeline.Order(opened.rows, 0),
-        validation=opened.rows,
-        training=inputs.reading_of(config, batch),
-        evaluating=inputs.reading_of(config, batch),
+    eval_step = steps.make_eval_step(
+        network.model, network.preprocessing, network.shardings
     )
     rows = opened.rows
 
     def predict() -> Any:
-        return whole.evaluate(network.params, rows)
+        batches = pipeline.evaluation_batches(
+            opened.images, opened.cells.table, rows, inputs.reading_of(config, batch)
+        )
+        return whole.evaluate(network.params, eval_step, network.shardings, batches)
 
     predict()
     taken = [timing.seconds(predict) for _ in range(sizes.repeats)]

@@ -13,6 +13,7 @@ from allcls_jax.data import pipeline
 from allcls_jax.experiments.benchmark import bench as benches
 from allcls_jax.experiments.benchmark import recipe, timing
 from allcls_jax.experiments.benchmark.bench import Bench
+from allcls_jax.experiments.benchmark.peer_tuning import TUNING
 from allcls_jax.experiments.benchmark.record import Figure, Row
 from allcls_jax.experiments.benchmark.rows_forward import save_weights, stack_as_data
 from allcls_jax.training import inputs, optim, state, steps
@@ -20,7 +21,9 @@ from allcls_jax.training.state import TrainState
 
 AUGMENT = AugmentConfig(dihedral=True, rotation=180.0, scale=0.1, colour=0.1)
 
-PEERS = ("torch", "torch compiled", "Keras")
+_SETTINGS = steps.RunSettings(np.uint32(0), np.ones(2, np.float32))
+
+PEERS = tuple(TUNING)
 
 _DeviceBatch = dict[str, jax.Array]
 
@@ -36,7 +39,7 @@ def fine_tuning(bench: Bench) -> Iterator[Row]:
     given = _batch(opened, batch, len(held.images))
     # As they are: what is turned is a part of augmentation.
     upright = {**given, "view": jnp.zeros_like(given["view"])}
-    plain, varied = _Steps(opened, None), _Steps(opened, AUGMENT)
+    plain, varied = _Steps(opened, AugmentConfig()), _Steps(opened, AUGMENT)
     work = {
         "varied": functools.partial(varied, given, resident),
         "plain": functools.partial(plain, upright, resident),
@@ -92,7 +95,7 @@ class _Steps:
       compiled: what they are made of.
     """
 
-    def __init__(self, opened: recipe.Recipe, augment: AugmentConfig | None):
+    def __init__(self, opened: recipe.Recipe, augment: AugmentConfig):
         network = opened.network
         mask: optim.Mask = jax.tree.map(lambda _: True, network.mask)
         optimizer = optim.make_optimizer(opened.config.optim, mask)
@@ -102,8 +105,6 @@ class _Steps:
             optimizer,
             mask,
             network.shardings,
-            class_weights=(1.0, 1.0),
-            seed=0,
             augment=augment,
         )
         # The state is used up, and parameters are shared.
@@ -112,7 +113,7 @@ class _Steps:
         self._state: TrainState = network.shardings.put_replicated(begun)
 
     def __call__(self, batch: _DeviceBatch, resident: jax.Array | None) -> jax.Array:
-        self._state, loss = self.compiled.train(self._state, batch, resident)
+        self._state, loss = self.compiled.train(self._state, batch, resident, _SETTINGS)
         return loss
 
 

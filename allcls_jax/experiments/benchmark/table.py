@@ -10,6 +10,7 @@ from allcls_jax.evaluation import plots_benchmark, plots_style
 from allcls_jax.experiments.benchmark.catalog import CATALOG
 from allcls_jax.experiments.benchmark.record import (
     NOT_MEASURED,
+    PACKAGES,
     PLATFORMS,
     Bar,
     Figure,
@@ -17,6 +18,7 @@ from allcls_jax.experiments.benchmark.record import (
     Row,
     advantage,
 )
+from allcls_jax.training.writers import write_atomically
 
 BEGIN, END = "<!-- benchmark begin -->", "<!-- benchmark end -->"
 
@@ -86,9 +88,7 @@ def rewrite(readme: Path, records: Mapping[str, Record]) -> None:
             f"--readme = {readme}: must have one line {BEGIN} and below it one {END}"
         )
     parts[2] = f"\n{markdown(records)}\n"
-    beside = readme.with_name(f"{readme.name}.tmp")
-    beside.write_text("".join(parts), encoding="utf-8")
-    beside.replace(readme)
+    write_atomically(readme, "".join(parts))
 
 
 def picture(records: Mapping[str, Record]) -> bytes:
@@ -118,9 +118,6 @@ def picture(records: Mapping[str, Record]) -> bytes:
     return plots_style.to_png(figure, " ".join([hardware + ".", *dict.fromkeys(notes)]))
 
 
-# Packages whose versions are told under the table.
-_PACKAGES = ("jax", "keras", "torch", "onnxruntime", "opencv-python-headless", "pillow")
-
 _MET = {True: "  reached", False: "  MISSED", None: ""}
 
 
@@ -129,7 +126,9 @@ def _advantages(row: Row) -> list[float | None]:
 
 
 def _told(versions: Mapping[str, str | None]) -> str:
-    found = [f"{name} {versions[name]}" for name in _PACKAGES if versions.get(name)]
+    found = [
+        f"{name} {versions[name]}" for name in ("jax", *PACKAGES) if versions.get(name)
+    ]
     return ", ".join(found)
 
 
