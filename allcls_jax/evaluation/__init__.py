@@ -1,3 +1,5 @@
 """Stage evaluation: probabilities to numbers."""
 
-DISCLAIMER = "Research use only. Not a medical device."
+from allcls_jax.command_line import DISCLAIMER
+
+__all__ = ["DISCLAIMER"]

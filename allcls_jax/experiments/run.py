@@ -15,6 +15,7 @@ from allcls_jax.data import partition_file
 from allcls_jax.data.splits import Split
 from allcls_jax.evaluation import DISCLAIMER, metrics, plots
 from allcls_jax.evaluation.predictions import join
+from allcls_jax.experiments import leave_model
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.provenance import provenance
@@ -55,17 +56,18 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
     outputs.show_partitions([partition], data.table)
     setup = set_up(config, data)
     show_layers(config, setup.network)
-    found = train_and_test([Run(config, workdir, partition)], setup, workdir)
+    alone = [Run(config, workdir, partition)]
+    found = train_and_test(alone, setup, workdir, started=started)
     if found is None:
         return None
     (results,) = found
-    results["seconds"] = round(time.monotonic() - started, 1)
     sharding.on_first_process(lambda: outputs.conclude(workdir, results, config))
+    leave_model.leave(workdir, config, setup.network, data)
     return results
 
 
 def train_and_test(
-    runs: Sequence[Run], setup: Setup, at: Path
+    runs: Sequence[Run], setup: Setup, at: Path, *, started: float | None = None
 ) -> list[dict[str, Any]] | None:
     """Trains and tests networks: folds of a cross-validation, or a run alone.
 
@@ -73,6 +75,8 @@ def train_and_test(
       runs: of one set-up.
       setup: cells, network and inputs.
       at: the folder of all of them, or of the one.
+      started: when the work for a run alone began, of `time.monotonic`; None: the time
+        that a run took is that of its training.
 
     Returns:
       For each the content of its `results.json`, or None if a signal stopped training.
@@ -85,10 +89,15 @@ def train_and_test(
         if trained is None:
             terminal.say(f"stopped; the same command with --workdir={at} goes on")
             return None
-        return [_test(run, setup, one) for run, one in zip(runs, trained, strict=True)]
+        return [
+            _test(run, setup, one, started)
+            for run, one in zip(runs, trained, strict=True)
+        ]
 
 
-def _test(run: Run, setup: Setup, trained: Trained) -> dict[str, Any]:
+def _test(
+    run: Run, setup: Setup, trained: Trained, started: float | None
+) -> dict[str, Any]:
     """Writes what a run predicts, and returns the content of its `results.json`."""
     config, partition, data = run.config, run.partition, setup.data
     kind = config.data.split
@@ -126,7 +135,9 @@ def _test(run: Run, setup: Setup, trained: Trained) -> dict[str, Any]:
         "test": metrics.figures(predictions.of(Split.TEST)),
         "notes": outputs.notes(data.cells, network.weights, leaky=partition.leaky)
         + outputs.split_notes(data, [partition]),
-        "seconds": round(trained.seconds, 1),
+        "seconds": round(
+            trained.seconds if started is None else time.monotonic() - started, 1
+        ),
         "provenance": provenance(),
         "disclaimer": DISCLAIMER,
     }

@@ -35,6 +35,16 @@ class Network:
     counts: dict[str, int]  # parameters: total, trainable, frozen
     shardings: sharding.Shardings
 
+    def head_params(self, seed: int) -> vgg.Params:
+        """Returns what a seed gives to the layers behind the features."""
+        _, head = vgg.split_at_features(self.model)
+        own = {
+            layer.name: self.params[layer.name]
+            for layer in head.layers
+            if layer.name in self.params
+        }
+        return optim.merge(own, self.seeded(seed))
+
     def seeded(self, seed: int) -> vgg.Params:
         """Returns what a seed draws: the trainable parameters that no file gives."""
         shapes = jax.tree.map(
@@ -89,7 +99,18 @@ def make_model(config: Config) -> vgg.VGG:
     layers = vgg.conv_stack(config.model.name) + vgg.head(
         config.model.head, config.model.dropout
     )
-    return vgg.VGG(layers, dtype=_compute_dtype(config))
+    return vgg.VGG(layers, dtype=compute_dtype(config.model.dtype))
+
+
+def compute_dtype(kind: ComputeDtype) -> Any:
+    """Returns the type of the convolutions, on the devices that are here."""
+    match kind:
+        case ComputeDtype.FLOAT32:
+            return jnp.float32
+        case ComputeDtype.BFLOAT16:
+            return jnp.bfloat16
+        case ComputeDtype.AUTO:
+            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
 def _find_weights(
@@ -108,13 +129,3 @@ def _find_weights(
             "of this run say nothing about transfer learning"
         )
         return None
-
-
-def _compute_dtype(config: Config) -> Any:
-    match config.model.dtype:
-        case ComputeDtype.FLOAT32:
-            return jnp.float32
-        case ComputeDtype.BFLOAT16:
-            return jnp.bfloat16
-        case ComputeDtype.AUTO:
-            return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

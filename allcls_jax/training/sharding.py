@@ -4,7 +4,7 @@ Parameters are on every device, a batch is divided among them.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -62,9 +62,9 @@ def _put_whole(tree: Any, placed: NamedSharding) -> Any:
     )
 
 
-def data_parallel() -> Shardings:
-    """Returns the shardings over all devices of all processes."""
-    mesh = Mesh(np.array(jax.devices()), ("data",))
+def data_parallel(devices: Sequence[Any] | None = None) -> Shardings:
+    """Returns the shardings over devices; None: all devices of all processes."""
+    mesh = Mesh(np.array(devices or jax.devices()), ("data",))
     return Shardings(
         replicated=NamedSharding(mesh, PartitionSpec()),
         batch=NamedSharding(mesh, PartitionSpec("data")),

@@ -1,0 +1,52 @@
+"""A trained network with what it needs to read images and to speak in probabilities."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from allcls_jax.data.cells import ALL, HEM
+from allcls_jax.models import vgg
+from allcls_jax.models.preprocessing import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """Pure functions from images to P(ALL); they may be compiled and differentiated.
+
+    Attributes:
+      model: the convolutional stack and the head.
+      params: of all its layers.
+      preprocessing: what the network expects.
+      image_size: height and width of its input, pixels.
+      temperature: that divides the difference of the logits; 1 changes nothing.
+    """
+
+    model: vgg.VGG
+    params: vgg.Params
+    preprocessing: Preprocessing
+    image_size: int
+    temperature: float
+
+    def logits(
+        self, images: jax.Array | np.ndarray, params: vgg.Params | None = None
+    ) -> jax.Array:
+        """Returns (n, 2) float32, in the order HEM, ALL.
+
+        Args:
+          images: (n, image_size, image_size, 3) RGB grey levels, uint8 or float32.
+          params: in place of its own; as arguments of a compiled function they are not
+            built into it.
+        """
+        own = self.params if params is None else params
+        output: Any = self.model.apply({"params": own}, self.preprocessing(images))
+        return output[0]
+
+    def log_odds(self, logits: jax.Array) -> jax.Array:
+        """Returns the calibrated log odds of ALL, (n,) float32, of logits (n, 2)."""
+        return (logits[:, ALL] - logits[:, HEM]) / self.temperature
+
+    def probability(self, logits: jax.Array) -> jax.Array:
+        """Returns the calibrated P(ALL), (n,) float32, of logits (n, 2)."""
+        return jax.nn.sigmoid(self.log_odds(logits))

@@ -1,0 +1,1 @@
+"""Stage serving: a trained model in a user's hands."""
