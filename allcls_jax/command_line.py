@@ -5,6 +5,7 @@ A user's mistake is one line on standard error and exit code 2, never a tracebac
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -16,7 +17,7 @@ MISTAKE, INTERRUPTED = 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads the arguments of one verb of `allcls`."""
+    """Reads the arguments of one verb of `allcls`, or of all."""
 
     def __init__(self, verb: str, what: str, example: str):
         """Makes a parser without arguments.
@@ -29,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         indented = "\n".join(f"  {line}" for line in example.splitlines())
         super().__init__(
             prog=f"allcls {verb}".strip(),
-            description=what,
+            description=textwrap.fill(what, 79),
             epilog=f"example:\n{indented}\n\n{DISCLAIMER}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -37,6 +37,8 @@ RUNTIME_FIELDS = frozenset(
 def read_file(argument: str) -> Config:
     """Returns the configuration that `FILE` or `FILE:VARIANT` describes.
 
+    `vgg19` alone, or `vgg19:VARIANT`, names a configuration of this package.
+
     Whether it can work is not asked: flags may still change its fields.
 
     Raises:
@@ -45,7 +47,11 @@ def read_file(argument: str) -> Config:
     """
     file, variant = _file_and_variant(argument)
     if not Path(file).is_file():
-        raise InputError(f"--config={argument}: there is no file {file}")
+        own = ", ".join(own_names())
+        raise InputError(
+            f"--config={argument}: there is no file {file}; give a file, or one of "
+            f"the package's: {own}"
+        )
     loader = importlib.machinery.SourceFileLoader("config_file", file)
     module = types.ModuleType(loader.name)
     module.__file__ = file
@@ -206,9 +212,23 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+def own_names() -> list[str]:
+    """Returns the names of the package's own configurations."""
+    return sorted(path.stem for path in _own_folder().glob("[a-z]*.py"))
+
+
+def _own_folder() -> Path:
+    """Returns where they lie: in a wheel within the package, else beside it."""
+    package = Path(__file__).resolve().parent
+    within = package / "configs"
+    return within if within.is_dir() else package.parent / "configs"
+
+
 def _file_and_variant(argument: str) -> tuple[str, list[str]]:
     """Divides `FILE:VARIANT`; without a variant the list is empty."""
     file, _, variant = argument.partition(":")
+    if file in own_names() and not Path(file).is_file():
+        file = str(_own_folder() / f"{file}.py")
     return file, [variant] if variant else []
 
 

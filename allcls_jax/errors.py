@@ -36,8 +36,7 @@ def explain_failure(error: InputError | OSError) -> str | None:
     """Returns what to tell the user of an error, or None if it is a defect of ours.
 
     A file that the system refuses to read or write is the user's to mend: permissions,
-    space and disks are named in `--workdir`, `--config.cache_dir` and
-    `--config.data.dir`.
+    space and disks are named in `--out`, `--workdir` and `--config.cache_dir`.
     """
     if isinstance(error, InputError):
         return str(error)
@@ -46,7 +45,7 @@ def explain_failure(error: InputError | OSError) -> str | None:
     if error.filename is None and not full and not closed:
         return None
     file = "a file" if error.filename is None else os.fsdecode(error.filename)
-    folders = "another --workdir or --config.cache_dir"
+    folders = "another --out, --workdir or --config.cache_dir"
     if full:
         remedy = f"make room, or give {folders}"
     elif closed:

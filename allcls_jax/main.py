@@ -1,23 +1,29 @@
-"""The command: `python -m allcls_jax.main --config configs/vgg19.py`.
+"""Trains, or evaluates a checkpoint, and reports. Examples:
 
-Reads flags, validates, dispatches; all else is a library.
+allcls train --config vgg19
+allcls train --config vgg19:cv --config.data.dir=~/C-NMC_Leukemia --workdir=RUN
+allcls evaluate --config vgg19 --workdir=RUN --config.data.dir=OTHER_CELLS
+Research use only. Not a medical device.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from allcls_jax import config_files, config_rules
+from allcls_jax import command_line, config_files, config_rules
 from allcls_jax.config import Config
-from allcls_jax.errors import InputError, explain_failure
+from allcls_jax.errors import InputError
 
+_KEPT = "interrupted; what is in the cache is kept for the next run"
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    help_string="Configuration file, with `:variant` if wanted; each field can be "
-    "overridden as --config.section.field=value.",
+    help_string="File, or name, of a configuration, with `:variant` if wanted; each "
+    "field of allcls_jax/config.py can be given as --config.section.field=value.",
 )
 # ml_collections' own loader lets some mistakes pass and wraps others in tracebacks.
 flags.FLAGS["config"].parser.parse = config_files.read_file
@@ -25,8 +31,7 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "evaluate"],
-    "train: train in --workdir, or go on there, and evaluate. evaluate: only evaluate "
-    "the best checkpoint of --workdir on all labelled cells of the data.",
+    "Train, or go on, in --workdir; or test its best state on all labelled cells.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; default runs/<config>/<UTC time>."
@@ -41,25 +46,20 @@ _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0.
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process.")
 
+FLAGS = ("mode", "workdir", "distributed", "coordinator", "num_processes", "process_id")
 
-def main() -> None:
-    """Runs the command line; ends the process with exit code 2 on a user's mistake."""
-    try:
-        app.run(_dispatch, flags_parser=_parse)
-    except (InputError, OSError) as error:
-        if (reason := explain_failure(error)) is None:
-            raise
-        sys.stderr.write(f"error: {reason}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what is in the cache is kept for the next run\n")
-        sys.exit(130)
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line, program first, and ends the process with its exit code."""
+    run = functools.partial(app.run, _dispatch, argv=argv, flags_parser=_parse)
+    sys.exit(command_line.run(run, interrupted=_KEPT))
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     """Parses flags; every mistake of the user becomes an `InputError`."""
     if {"--help", "-help", "-h"} & set(argv):
-        app.usage(writeto_stdout=True, exitcode=0)
+        sys.stdout.write(f"{__doc__}\n{flags.FLAGS.module_help(__name__)}\n")
+        sys.exit()
     try:
         rest = flags.FLAGS(argv)
     except Exception as error:  # for a bad flag the parsers raise nearly anything
@@ -67,7 +67,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     if unknown := " ".join(rest[1:]):
         raise InputError(f"{unknown}: not understood; flags begin with --")
     if _CONFIG.value is None:
-        raise InputError("--config is missing; try --config configs/vgg19.py")
+        raise InputError("--config is missing; try --config vgg19")
     return rest
 
 
@@ -80,19 +80,18 @@ def _dispatch(_: Sequence[str]) -> None:
     from allcls_jax.training import compilation, inputs, sharding
 
     compilation.keep_compiled(inputs.cache_dir(config))
+    if _WORKDIR.value is None and (_DISTRIBUTED.value or _MODE.value == "evaluate"):
+        raise InputError("--workdir is missing; --distributed and evaluation need it")
     if _DISTRIBUTED.value:
-        if _WORKDIR.value is None:
-            raise InputError("--workdir is missing; --distributed needs a shared one")
         sharding.start_processes(
             _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
         )
+    given = config_flags.get_config_filename(flags.FLAGS["config"])
+    workdir = Path(_WORKDIR.value or config_files.default_workdir(given))
     if _MODE.value == "train":
-        file = config_flags.get_config_filename(flags.FLAGS["config"])
-        start.start(config, Path(_WORKDIR.value or config_files.default_workdir(file)))
-    elif _WORKDIR.value is None:
-        raise InputError("--workdir is missing; --mode=evaluate needs that of a run")
+        start.start(config, workdir)
     else:
-        evaluate.evaluate(config, Path(_WORKDIR.value))
+        evaluate.evaluate(config, workdir)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from allcls_jax import __version__, terminal
+from allcls_jax.command_line import Parser, run
 from allcls_jax.config import DataSource
 from allcls_jax.data import contact_sheet, findings, inspection, readers, twins
 from allcls_jax.data.cells import ALL, HEM, CellFile
@@ -35,39 +36,41 @@ _SHOWN = 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Audits a data set: `audit DIR --out FILE`. Returns the exit code."""
-    args = _arguments(argv)
+    args = parser().parse_args(argv)
+    return run(lambda: audit(args), interrupted="interrupted; no file is half written")
+
+
+def audit(args: argparse.Namespace) -> None:
+    """Audits a data set as the arguments of `parser` say.
+
+    Raises:
+      InputError: if the cells cannot be read or the files not be written there.
+    """
     begun = time.monotonic()
-    try:
-        out, sheet = _places(args.out, args.sheet)
-        for name, highest in (("distance", 255), ("agreement", 1)):
-            if not 0 < getattr(args, name) <= highest:
-                raise InputError(
-                    f"--{name} = {getattr(args, name)}: must be above 0 and at most "
-                    f"{highest}"
-                )
-        source, cells = readers.open_source(args.source_kind, args.dir.expanduser())
-        found = findings.find(cells, distance=args.distance, agreement=args.agreement)
-        show(found)
-        record = {
-            "format": FORMAT,
-            "version": __version__,
-            "written": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
-            "command": shlex.join(sys.orig_argv),
-            "seconds": round(time.monotonic() - begun, 1),
-            "source": str(source),
-            "directory": str(args.dir),
-            "contact_sheet": sheet.name,
-            **found.to_json(),
-            "disclaimer": contact_sheet.DISCLAIMER,
-        }
-        _write(out, _to_text(record).encode())
-        _write(sheet, draw_sheet(found))
-    except (InputError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; no file is half written\n")
-        return 130
+    out, sheet = _places(args.out, args.sheet)
+    for name, highest in (("distance", 255), ("agreement", 1)):
+        if not 0 < getattr(args, name) <= highest:
+            raise InputError(
+                f"--{name} = {getattr(args, name)}: must be above 0 and at most "
+                f"{highest}"
+            )
+    source, cells = readers.open_source(args.source_kind, args.dir.expanduser())
+    found = findings.find(cells, distance=args.distance, agreement=args.agreement)
+    show(found)
+    record = {
+        "format": FORMAT,
+        "version": __version__,
+        "written": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+        "command": shlex.join(sys.orig_argv),
+        "seconds": round(time.monotonic() - begun, 1),
+        "source": str(source),
+        "directory": str(args.dir),
+        "contact_sheet": sheet.name,
+        **found.to_json(),
+        "disclaimer": contact_sheet.DISCLAIMER,
+    }
+    _write(out, _to_text(record).encode())
+    _write(sheet, draw_sheet(found))
     terminal.say(
         f"Written in {terminal.duration(time.monotonic() - begun)}: {out}, and the "
         f"pairs as pictures: {sheet}"
@@ -77,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"Keep patients that share cells together: --config.data.groups={out}"
         )
     terminal.say(contact_sheet.DISCLAIMER)
-    return 0
 
 
 def show(found: Findings) -> None:
@@ -171,14 +173,15 @@ def draw_sheet(found: Findings) -> bytes:
     )
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m allcls_jax.data.audit",
-        description="Finds broken files, images of the same cell (also turned, "
-        "mirrored, shifted or encoded anew), and patients that share cells.",
-        epilog="example: python -m allcls_jax.data.audit ~/C-NMC_Leukemia --out "
-        "audit.json — then train with --config.data.groups=audit.json. "
-        + contact_sheet.DISCLAIMER,
+def parser() -> Parser:
+    """Returns the reader of its arguments."""
+    parser = Parser(
+        "audit",
+        "Finds broken files, images of the same cell (also turned, mirrored, shifted "
+        "or encoded anew), and patients that share cells.",
+        "allcls audit ~/C-NMC_Leukemia --out audit.json\n"
+        "allcls train --config vgg19:cv --config.data.dir=$HOME/C-NMC_Leukemia "
+        "--config.data.groups=audit.json",
     )
     parser.add_argument("dir", type=Path, help="folder, zip or csv of cell images")
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
@@ -205,7 +208,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="call cells the same whose texture correlates at least so much "
         "(%(default)s)",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def _places(out: Path, sheet: Path | None) -> tuple[Path, Path]:

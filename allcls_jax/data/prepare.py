@@ -5,13 +5,13 @@ is used as it is.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from allcls_jax import terminal
+from allcls_jax.command_line import Parser, run
 from allcls_jax.config import DataConfig, DataSource, OnBadImage
 from allcls_jax.data import readers, synthetic
 from allcls_jax.data.cells import ALL, HEM, CellFile, Part
@@ -60,12 +60,18 @@ def show_counts(cells: PackedCells) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Packs a data set: `prepare_data.py SOURCE --out DIR`. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="prepare_data.py",
-        description="Packs a set of cell images once, for fast reading.",
-        epilog="example: python tools/prepare_data.py ~/C-NMC_Leukemia --out ~/cells "
-        "— then train with --config.data.dir=~/cells",
+    """Packs a data set: `prepare SOURCE --out DIR`. Returns the exit code."""
+    args = parser().parse_args(argv)
+    return run(lambda: prepare(args))
+
+
+def parser() -> Parser:
+    """Returns the reader of its arguments."""
+    parser = Parser(
+        "prepare",
+        "Packs a set of cell images once, for fast reading.",
+        "allcls prepare ~/C-NMC_Leukemia --out ~/cells\n"
+        "allcls train --config vgg19 --config.data.dir=$HOME/cells",
     )
     parser.add_argument("source", type=Path, help="folder, zip or csv of cell images")
     parser.add_argument("--out", type=Path, required=True, help="the pack's folder")
@@ -86,28 +92,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=OnBadImage.ERROR,
         help="stop at images that cannot be read, or leave them out (%(default)s)",
     )
-    args = parser.parse_args(argv)
-    try:
-        for name in ("size", "crop"):
-            value = getattr(args, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name} = {value}: must be at least 1 pixel")
-        source, cells = readers.open_source(args.source_kind, args.source.expanduser())
-        packed = pack(
-            cells,
-            args.out.expanduser(),
-            source=source,
-            size=args.size,
-            crop=args.crop,
-            on_bad_image=args.on_bad_image,
-        )
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Packs a data set as the arguments of `parser` say.
+
+    Raises:
+      InputError: if a size is none, or as `pack`.
+    """
+    for name in ("size", "crop"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} = {value}: must be at least 1 pixel")
+    source, cells = readers.open_source(args.source_kind, args.source.expanduser())
+    packed = pack(
+        cells,
+        args.out.expanduser(),
+        source=source,
+        size=args.size,
+        crop=args.crop,
+        on_bad_image=args.on_bad_image,
+    )
     _warn_of_skipped(packed)
     show_counts(packed)
     terminal.say(f"Packed in {args.out}; train on it with --config.data.dir={args.out}")
-    return 0
 
 
 def _open(config: DataConfig, *, pack_size: int, cache_dir: Path) -> PackedCells:

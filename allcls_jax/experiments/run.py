@@ -37,8 +37,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
     Args:
       config: validated.
       workdir: gets `config.json`, `partition.csv`, `metrics.jsonl`, `tensorboard/`,
-        `checkpoints/`, `predictions.csv`, `evaluation.json`, `results.json` and two
-        plots.
+        `checkpoints/`, `predictions.csv`, `evaluation.json`, `results.json`, two
+        plots and `model/`.
 
     Returns:
       The content of `results.json`, or None if a signal stopped training; then the
@@ -62,7 +62,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any] | None:
         return None
     (results,) = found
     sharding.on_first_process(lambda: outputs.conclude(workdir, results, config))
-    leave_model.leave(workdir, config, setup.network, data)
+    model = leave_model.leave(workdir, config, setup.network, data)
+    terminal.say(f"{model}: for allcls predict, explain, serve, segment and export")
     return results
 
 

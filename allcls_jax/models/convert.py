@@ -3,20 +3,20 @@
 Nothing is written unless all that was asked for has succeeded.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax import terminal
+from allcls_jax.command_line import Parser, run
 from allcls_jax.config import ModelName
 from allcls_jax.errors import InputError
 from allcls_jax.models import pretrained, vgg
@@ -38,16 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
       0; 1 if the comparison with Keras failed; 2 for what the user can mend. In both
       other cases an `error: …` stands on standard error and nothing was written.
     """
-    try:
-        options = _parser().parse_args(argv)
-        return _convert(
+    options = parser().parse_args(argv)
+    return run(
+        lambda: _convert(
             options.source,
             options.out,
             image_size=options.image_size if options.verify else None,
         )
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    )
 
 
 def forward(weights: WeightFile, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -132,16 +130,14 @@ def relative_errors(
     return errors
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; --help shows how it is used")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="convert_weights.py",
-        description="Reads VGG16 or VGG19 weights of Keras, torchvision or timm and "
-        "writes them as safetensors that --config.model.weights takes.",
+def parser() -> Parser:
+    """Returns the reader of its arguments."""
+    parser = Parser(
+        "convert",
+        "Reads VGG16 or VGG19 weights of Keras, torchvision or timm and writes them "
+        "as safetensors that --config.model.weights takes.",
+        "allcls convert vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5 "
+        "--out vgg19.safetensors --verify",
     )
     parser.add_argument(
         "source", type=Path, help="weight file; its layout is found out"

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,10 +51,17 @@ def test_a_run_leaves_all_its_files(finished):
         "curves.png",
         "evaluation.json",
         "metrics.jsonl",
+        "model",
         "partition.csv",
         "predictions.csv",
         "results.json",
         "tensorboard",
+    ]
+    assert sorted(path.name for path in (workdir / "model").iterdir()) == [
+        "check_cells.safetensors",
+        "model.json",
+        "model.safetensors",
+        "model_card.md",
     ]
     for name in ("curves.png", "confusion_matrix.png"):
         with Image.open(workdir / name) as picture:
@@ -446,14 +452,11 @@ def test_bad_images_stop_a_run_or_are_listed(folder, tmp_path):
     assert all(path.name in listed.read_text() for path in broken)
 
 
-def test_help_is_quick_and_shows_the_flags(folder):
-    begin = time.monotonic()
+def test_help_shows_the_flags_and_imports_nothing_slow(folder):
     result = command.run(folder, "--help")
     assert result.returncode == 0
     assert "--[no]distributed" in result.stdout
-    assert "configs/vgg19.py" in result.stdout
-    assert time.monotonic() - begin < 30
-    # What makes it quick: nothing heavy is imported for it.
+    assert "allcls train --config vgg19\n" in result.stdout
     code = "import sys; import allcls_jax.main; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -7,12 +7,10 @@ images once, and sets the figures beside the model's. Validation serves the base
 for what it serves the model in these figures, and for no choice of theirs.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +19,12 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from allcls_jax import config_files, terminal
+from allcls_jax import command_line, config_files, terminal
 from allcls_jax.config import Config
 from allcls_jax.config_rules import validate
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import Split
-from allcls_jax.errors import InputError, explain_failure
+from allcls_jax.errors import InputError
 from allcls_jax.evaluation import DISCLAIMER, assessment, predictions
 from allcls_jax.evaluation.baselines import classifiers
 from allcls_jax.evaluation.baselines import inputs as of_cells
@@ -215,31 +213,33 @@ def show(content: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates baselines beside a run: `WORKDIR`. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m allcls_jax.evaluation.baselines",
-        description="Fits simple baselines on the splits of a run or cross-validation "
-        "and sets their figures beside the model's.",
-        epilog="example: python -m allcls_jax.evaluation.baselines runs/vgg19-cv/… "
-        f"— {DISCLAIMER}",
+    args = parser().parse_args(argv)
+    # TFDS recommends another decoder.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+    def compare() -> None:
+        content = evaluate(args.workdir.expanduser(), data=args.data, cache=args.cache)
+        show(content)
+        terminal.say(
+            f"{terminal.duration(content['seconds'])}; all of it in "
+            f"{args.workdir / FILE}"
+        )
+
+    return command_line.run(compare)
+
+
+def parser() -> command_line.Parser:
+    """Returns the reader of its arguments."""
+    parser = command_line.Parser(
+        "baselines",
+        "Fits simple baselines on the splits of a run or cross-validation and sets "
+        "their figures beside the model's.",
+        "allcls baselines runs/vgg19-cv/2026-01-31T12-00-00Z",
     )
     parser.add_argument("workdir", type=Path, help="of a run or a cross-validation")
     parser.add_argument("--data", help="where the cells lie, if not as at training")
     parser.add_argument("--cache", help="of cells, weights, features and descriptors")
-    args = parser.parse_args(argv)
-    # TFDS recommends another decoder.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        content = evaluate(args.workdir.expanduser(), data=args.data, cache=args.cache)
-    except (InputError, OSError) as error:
-        if (reason := explain_failure(error)) is None:
-            raise
-        sys.stderr.write(f"error: {reason}\n")
-        return 2
-    show(content)
-    terminal.say(
-        f"{terminal.duration(content['seconds'])}; all of it in {args.workdir / FILE}"
-    )
-    return 0
+    return parser
 
 
 def _predict_all(

@@ -6,15 +6,14 @@ is computed anew: figures are those that the run has recorded. The same folder g
 same bytes.
 """
 
-import argparse
 import functools
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from allcls_jax import terminal
-from allcls_jax.errors import InputError, explain_failure
+from allcls_jax.command_line import Parser, run
+from allcls_jax.errors import InputError
 from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.evaluation.report import claim, comparison, model_card
 from allcls_jax.evaluation.report.breakdown import BREAKDOWN_ITEMS
@@ -137,13 +136,32 @@ def _subtitle(folder: Folder) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report of a run: `report WORKDIR…`. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m allcls_jax.evaluation.report",
-        description="Writes report.html, model_card.md and claim.md into the first "
-        "WORKDIR: one page that opens offline, the model card and the CLAIM "
-        "checklist. Several WORKDIRs give a page that compares them.",
-        epilog="example: python -m allcls_jax.evaluation.report runs/vgg19/cv "
-        f"--data ~/C-NMC_Leukemia. {DISCLAIMER}",
+    args = parser().parse_args(argv)
+    # TFDS recommends another decoder.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+    def report() -> None:
+        written = write_report(
+            [path.expanduser() for path in args.workdir],
+            data=args.data and args.data.expanduser(),
+            cache=args.cache and args.cache.expanduser(),
+        )
+        terminal.say(
+            f"{written}, with {MODEL_CARD_FILE} and {CLAIM_FILE} beside it. "
+            f"{DISCLAIMER}"
+        )
+
+    return run(report)
+
+
+def parser() -> Parser:
+    """Returns the reader of its arguments."""
+    parser = Parser(
+        "report",
+        "Writes report.html, model_card.md and claim.md into the first WORKDIR: one "
+        "page that opens offline, the model card and the CLAIM checklist. Several "
+        "WORKDIRs give a page that compares them.",
+        "allcls report runs/vgg19-cv/2026-01-31T12-00-00Z --data ~/C-NMC_Leukemia",
     )
     parser.add_argument(
         "workdir",
@@ -158,22 +176,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cache", type=Path, help="folder of packed cells (default: as in the run)"
     )
-    args = parser.parse_args(argv)
-    # TFDS recommends another decoder.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
-        written = write_report(
-            [path.expanduser() for path in args.workdir],
-            data=args.data and args.data.expanduser(),
-            cache=args.cache and args.cache.expanduser(),
-        )
-    except (InputError, OSError) as error:
-        explanation = explain_failure(error)
-        if explanation is None:
-            raise
-        sys.stderr.write(f"error: {explanation}\n")
-        return 2
-    terminal.say(
-        f"{written}, with {MODEL_CARD_FILE} and {CLAIM_FILE} beside it. {DISCLAIMER}"
-    )
-    return 0
+    return parser

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from allcls_jax import terminal
+from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.benchmark import record as records
 
@@ -25,37 +26,49 @@ _QUICK = "Small sizes, to try out the program: no figure to quote."
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, and writes what it found. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(argv)
-    try:
-        _check(args)
-        failed: list[str] = []
-        if not args.show:
-            # Peers that measure in turns with us need memory of the device too.
-            os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-            with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-                found, failed = _measure(args, Path(folder), _command(argv))
-            if args.rows and args.out.exists():
-                found = found.beside(records.read(args.out).get(found.platform))
-            records.write(args.out, found)
-        _publish(args)
-    except (InputError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; nothing was written\n")
-        return 130
+    args = parser().parse_args(argv)
+    typed = _command(argv)
+    return run(
+        lambda: measure(args, typed), interrupted="interrupted; nothing was written"
+    )
+
+
+def measure(args: argparse.Namespace, typed: str) -> int:
+    """Measures as the arguments of `parser` say, and writes what it found.
+
+    Args:
+      args: the arguments.
+      typed: the command line that they were read from.
+
+    Returns:
+      The exit code: 1 if something could not be measured.
+
+    Raises:
+      InputError: if an argument cannot be used.
+    """
+    _check(args)
+    failed: list[str] = []
+    if not args.show:
+        # Peers that measure in turns with us need memory of the device too.
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            found, failed = _measure(args, Path(folder), typed)
+        if args.rows and args.out.exists():
+            found = found.beside(records.read(args.out).get(found.platform))
+        records.write(args.out, found)
+    _publish(args)
     for failure in failed:
         sys.stderr.write(f"failed: {failure}\n")
     return 1 if failed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="benchmark.py",
-        description="Measures this package beside its peers, on the GPU if there is "
-        "one: Keras on JAX, torch, ONNX Runtime, Pillow, OpenCV, each where installed.",
-        epilog="example: python tools/benchmark.py --out docs/benchmark.json "
-        "--readme README.md",
+def parser() -> Parser:
+    """Returns the reader of its arguments."""
+    parser = Parser(
+        "benchmark",
+        "Measures this package beside its peers, on the GPU if there is one: Keras on "
+        "JAX, torch, ONNX Runtime, Pillow, OpenCV, each where installed.",
+        "allcls benchmark --out benchmark.json",
     )
     parser.add_argument(
         "--out",

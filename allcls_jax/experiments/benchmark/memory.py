@@ -21,6 +21,7 @@ import numpy as np
 
 import allcls_jax
 from allcls_jax import config_rules, terminal
+from allcls_jax.command_line import Parser
 from allcls_jax.config import (
     Config,
     DataConfig,
@@ -97,9 +98,10 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {_MODULE}",
-        description="Measures peak memory and time by the number of images.",
+    parser = Parser(
+        "",
+        "Measures peak memory and time by the number of images.",
+        f"python -m {_MODULE}",
     )
     parser.add_argument(
         "--images", type=int, nargs="+", default=[10_661, 100_000], metavar="N"

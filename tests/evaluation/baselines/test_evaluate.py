@@ -478,9 +478,7 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as ended:
         baselines.main(["--help"])
     assert ended.value.code == 0
-    assert "example: python -m allcls_jax.evaluation.baselines" in (
-        capsys.readouterr().out
-    )
+    assert "example:\n  allcls baselines runs/" in capsys.readouterr().out
 
 
 def test_cell_area_of_real_cells_tells_the_classes_apart(cnmc_dir):
