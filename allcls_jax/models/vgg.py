@@ -173,7 +173,7 @@ class VGG(nn.Module):
                     x = blocks.winograd(x, block) if block else blocks.max_pool(x)
                     named[name], block = x, []
                 case Flatten():
-                    x = named["features"] = x.reshape(len(x), -1).astype(jnp.float32)
+                    x = named["features"] = jax.lax.collapse(x, 1).astype(jnp.float32)
                 case GlobalAveragePool():
                     x = named["features"] = x.astype(jnp.float32).mean((1, 2))
                 case Dense(name, units, relu):

@@ -142,7 +142,7 @@ def write_safetensors(weights: WeightFile, path: str | os.PathLike[str]) -> None
         "preprocessing": weights.preprocessing.to_json(),
         "source_name": weights.source_name,
         "source_sha256": weights.source_sha256,
-        "arrays_sha256": _arrays_sha256(arrays),
+        "arrays_sha256": arrays_sha256(arrays),
     }
     content = safetensors.numpy.save(arrays, {METADATA_KEY: json.dumps(origin)})
     # The process id keeps two writers of one file apart.
@@ -158,6 +158,19 @@ def write_safetensors(weights: WeightFile, path: str | os.PathLike[str]) -> None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
+
+
+def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
+    """Returns the digest that our files keep of the arrays that are read from them.
+
+    Args:
+      arrays: as in `WeightFile`, contiguous float32.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].shape}\n".encode())
+        digest.update(arrays[name].data)
+    return digest.hexdigest()
 
 
 def _variant(path: Path, entries: Mapping[ModelName, Entries]) -> ModelName:
@@ -269,20 +282,12 @@ def _with_origin(
             f"{path}: its metadata are not understood ({error}); write it again with "
             "tools/convert_weights.py"
         ) from error
-    if written.variant != variant or digest != _arrays_sha256(arrays):
+    if written.variant != variant or digest != arrays_sha256(arrays):
         raise InputError(
             f"{path}: its arrays are not those that were written; write it again with "
             "tools/convert_weights.py"
         )
     return written
-
-
-def _arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].shape}\n".encode())
-        digest.update(arrays[name].data)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

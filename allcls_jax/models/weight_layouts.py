@@ -13,7 +13,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -138,6 +138,7 @@ def _keras_member(path: Path) -> bytes:
 _LAYER = re.compile(r"(block\d+_conv\d+|fc[12]|predictions)(?:_\d+)?")
 _WEIGHT = re.compile(r"(?:\w+_([Wb])(?:_\d+)?|(kernel|bias))(?::\d+)?")
 _WEIGHT_NAMES = {"W": "kernel", "b": "bias", "0": "kernel", "1": "bias"}
+_PREPROCESSING = re.compile(r"preprocessing_(rgb|bgr)")
 # Its moments are named like the weights.
 _OPTIMIZER = frozenset({"optimizer", "optimizer_weights"})
 
@@ -174,7 +175,35 @@ def _keras(file: h5py.File) -> Found:
 
     file.visititems(visit)
     entries = {variant: _name_keras(arrays, variant) for variant in vgg.BLOCKS}
-    return Found(entries, CAFFE)
+    return Found(entries, _preprocessing(arrays))
+
+
+def _preprocessing(arrays: list[_KerasArray]) -> Preprocessing | None:
+    """Returns what our own exports say with a layer that normalises, else Keras' own.
+
+    The layer's name ends in the order of channels; None if it makes no sense.
+    """
+    found: dict[str, np.ndarray] = {}
+    order: Literal["rgb", "bgr"] | None = None
+    for array in arrays:
+        if match := _PREPROCESSING.fullmatch(array.layer or ""):
+            order = "bgr" if match[1] == "bgr" else "rgb"
+            if array.entry.shape == (3,):
+                found[array.weight] = np.asarray(array.entry.read(), np.float64)
+    if order is None:
+        return CAFFE
+    mean = found.get("kernel", found.get("mean"))
+    variance = found.get("bias", found.get("variance"))
+    if mean is None or variance is None or not np.all(variance > 0):
+        return None
+    scale = variance**-0.5
+    # Those that we know are known exactly, not as rounded to float32.
+    for known in (CAFFE, TORCH):
+        if known.channel_order == order and np.allclose(
+            (mean, scale), (known.mean, known.scale), rtol=1e-6, atol=0
+        ):
+            return known
+    return Preprocessing(order, tuple(mean.tolist()), tuple(scale.tolist()))
 
 
 def _name_keras(arrays: list[_KerasArray], variant: ModelName) -> Entries:

@@ -1,0 +1,154 @@
+"""Keras: the way back, a whole model that Keras 3 loads without this package.
+
+It takes RGB grey levels, does the preprocessing itself and gives `logits` and the
+calibrated `probability`. Layers and weights have the names that Keras' own VGG has, and
+dropout is kept, so that training can go on there.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from allcls_jax.data.cells import ALL, HEM
+from allcls_jax.models import vgg
+from allcls_jax.models.preprocessing import Preprocessing
+from allcls_jax.serving.export_check import (
+    JAX_PLATFORMS,
+    Format,
+    Run,
+    host_params,
+    jax_device,
+)
+from allcls_jax.serving.model import Model
+
+
+def build(model: Model) -> Any:
+    """Returns a `keras.Model` of layers that Keras has.
+
+    Its input is `images` (batch, s, s, 3) RGB, grey levels from 0 to 255 of any type;
+    its output a dictionary of `logits` (batch, 2) and `probability` (batch,), float32.
+    """
+    keras = _import_keras()
+    classifier = model.classifier
+    side = classifier.image_size
+    dropout = float(model.record["config"]["model"]["dropout"])
+    images = keras.Input((side, side, 3), name="images", dtype="float32")
+    x = _preprocess(keras, images, classifier.preprocessing)
+    for layer in classifier.model.layers:
+        x = _layer(keras, layer, dropout=dropout)(x)
+    difference = x[:, ALL] - x[:, HEM]
+    probability = keras.ops.sigmoid(difference / classifier.temperature)
+    made = keras.Model(
+        images, {"logits": x, "probability": probability}, name="allcls_jax"
+    )
+    for name, arrays in host_params(model).items():
+        layer = made.get_layer(name)
+        layer.set_weights([arrays["kernel"], arrays["bias"]])
+        # Zeros were for speed; whoever trains a copy anew wants Keras' own start.
+        layer.kernel_initializer = keras.initializers.GlorotUniform()
+    return made
+
+
+def _preprocess(keras: Any, images: Any, preprocessing: Preprocessing) -> Any:
+    """Reorders channels and normalises.
+
+    The layer keeps mean and variance as weights that no training changes, and its name
+    the order of channels: by these `read_weights` knows what the network expects.
+    """
+    order = preprocessing.channel_order
+    layer = keras.layers.Normalization(name=f"preprocessing_{order}", dtype="float32")
+    x = keras.ops.flip(images, axis=-1) if order == "bgr" else images
+    x = layer(x)
+    mean = np.array(preprocessing.mean, np.float32)
+    variance = np.array(preprocessing.scale, np.float64) ** -2
+    layer.set_weights([mean, variance.astype(np.float32), np.array(0)])
+    layer.finalize_state()
+    return x
+
+
+def _layer(keras: Any, layer: vgg.Layer, *, dropout: float) -> Any:
+    layers, name = keras.layers, layer.name
+    # A user's own defaults of Keras must not change the network.
+    fixed = {"name": name, "dtype": "float32"}
+    order = {"data_format": "channels_last"}
+    match layer:
+        case vgg.Conv(_, channels):
+            return layers.Conv2D(
+                channels,
+                3,
+                padding="same",
+                activation="relu",
+                kernel_initializer="zeros",
+                **fixed,
+                **order,
+            )
+        case vgg.MaxPool():
+            return layers.MaxPooling2D(2, **fixed, **order)
+        case vgg.Flatten():
+            return layers.Flatten(**fixed, **order)
+        case vgg.GlobalAveragePool():
+            return layers.GlobalAveragePooling2D(**fixed, **order)
+        case vgg.Dense(_, units, relu):
+            return layers.Dense(
+                units,
+                activation="relu" if relu else None,
+                kernel_initializer="zeros",
+                **fixed,
+            )
+        case vgg.Dropout():
+            return layers.Dropout(dropout, **fixed)
+
+
+def _write(model: Model, path: Path) -> None:
+    build(model).save(path)
+
+
+def _open(path: Path, platform: str) -> Run | None:
+    device = jax_device(platform)
+    if device is None:
+        return None
+    keras = _import_keras()
+
+    def here() -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        stack.enter_context(jax.default_device(device))
+        # Accelerators would otherwise round float32 products.
+        stack.enter_context(jax.default_matmul_precision("float32"))
+        return stack
+
+    with here():
+        loaded = keras.saving.load_model(path)
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with here():
+            outputs = loaded.predict_on_batch(images)
+        return np.asarray(outputs["logits"]), np.asarray(outputs["probability"])
+
+    return run
+
+
+def _import_keras() -> Any:
+    if "keras" not in sys.modules:
+        # Its default is TensorFlow, and it reads this once, when it is imported.
+        os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    return keras
+
+
+FORMAT = Format(
+    name="keras",
+    suffix=".keras",
+    runtime="keras",
+    version=lambda: _import_keras().__version__,
+    write=_write,
+    platforms=JAX_PLATFORMS,
+    open=_open,
+    load="keras.saving.load_model(FILE).predict(images)  "
+    "# Keras as old as that of the check, or newer; any backend",
+)
