@@ -89,6 +89,12 @@ def is_cnmc(listing: files.Listing) -> bool:
     return False
 
 
+def patient_of(stem: str) -> str | None:
+    """Returns the subject in a training file's name (without suffix), if it has one."""
+    match = _UID.fullmatch(stem)
+    return match[1].upper() if match else None
+
+
 def in_final_part(folders: Sequence[str]) -> bool:
     """Tells whether a folder is C-NMC's final part by its official name."""
     return any(name.lower().startswith(_FINAL_FOLDER) for name in folders)

@@ -71,6 +71,17 @@ class Found:
         return self.file.rpartition(".")[0]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unlisted:
+    """What lies below the path that was searched and cannot be looked into or read."""
+
+    name: str  # its path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
 @dataclasses.dataclass(slots=True)
 class Listing:
     """The pictures and csv files under one path."""
@@ -92,18 +103,38 @@ def list_files(path: Path) -> Listing:
       InputError: if the path does not exist or is neither a folder nor a zip.
     """
     root = Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 (keeps symlinks)
-    if root.is_dir():
-        listing = Listing(root, (root.parent.name, root.name))
-        _walk_folder(str(root), (), listing)
-    elif root.is_file() and _suffix(root.name) == ".zip":
-        listing = Listing(root, (root.parent.name, root.stem))
-        _walk_zip(str(root), (), listing)
-    else:
+    if not root.is_dir() and not (root.is_file() and is_zip(root.name)):
         what = "is no folder and no zip" if root.exists() else "does not exist"
         raise InputError(
             f"{root}: {what}; give the folder or zip that holds the cell images"
         )
+    name = root.name if root.is_dir() else root.stem
+    listing = Listing(root, (root.parent.name, name))
+    for found in walk(str(root)):
+        if isinstance(found, Unlisted):
+            listing.problems.append(str(found))
+        elif is_image(found.file):
+            listing.images.append(found)
+        else:
+            listing.tables.append(found)
     return listing
+
+
+def walk(path: str, *, ordered: bool = True) -> Iterator[Found | Unlisted]:
+    """Yields the pictures and csv files below a path, one at a time.
+
+    Args:
+      path: of a folder, a zip or a file; every path that is yielded begins with it.
+      ordered: whether a folder's files come by their names, for which all of them are
+        held at once; otherwise they come as the system lists them.
+    """
+    if Path(path).is_dir():
+        yield from _walk_folder(path, (), ordered)
+    elif is_zip(path):
+        yield from _walk_zip(path, ())
+    else:
+        file = Path(path).name
+        yield from _sorted_out(Found((), file, DiskImage(path=path)))
 
 
 def read_text(source: ImageSource) -> str:
@@ -121,12 +152,38 @@ def is_image(file: str) -> bool:
     return _suffix(file) in IMAGE_SUFFIXES
 
 
+def is_zip(file: str) -> bool:
+    """Tells by the suffix, in any case, whether a file is a zip."""
+    return _suffix(file) == ".zip"
+
+
+def is_junk(name: str) -> bool:
+    """Tells whether a file or folder is what operating systems leave behind."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def num_bytes(source: ImageSource) -> int | None:
+    """Returns how many bytes `read` would give, None where it is not known before.
+
+    Raises:
+      OSError: if that cannot be told.
+    """
+    if isinstance(source, ZipImage):
+        with _as_os_error(source.name):
+            return _opened_zip(source.path).getinfo(source.member).file_size
+    return Path(source.path).stat().st_size if isinstance(source, DiskImage) else None
+
+
 def in_order(cells: Iterable[CellFile]) -> list[CellFile]:
     """Returns the cells by part, then image id with its numbers in natural order."""
     parts = {part: rank for rank, part in enumerate(Part)}
-    return sorted(
-        cells, key=lambda c: (parts[c.part], _natural(c.image_id), c.image_id)
-    )
+    return sorted(cells, key=lambda c: (parts[c.part], natural(c.image_id), c.image_id))
+
+
+def natural(text: str) -> tuple[str | int, ...]:
+    """A sort key under which 10 follows 9; text and numbers take turns in it."""
+    pieces = re.split(r"(\d+)", text)
+    return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces))
 
 
 def without_copies(cells: Sequence[CellFile]) -> tuple[list[CellFile], list[str]]:
@@ -151,67 +208,66 @@ def without_copies(cells: Sequence[CellFile]) -> tuple[list[CellFile], list[str]
     return list(kept.values()), problems
 
 
-def _walk_folder(folder: str, folders: tuple[str, ...], listing: Listing) -> None:
-    """Adds what lies in a folder and below it."""
+def _walk_folder(
+    folder: str, folders: tuple[str, ...], ordered: bool
+) -> Iterator[Found | Unlisted]:
+    """Yields what lies in a folder and below it."""
     try:
-        with os.scandir(folder) as entries:
-            ordered = sorted(entries, key=lambda entry: entry.name)
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda e: e.name) if ordered else listed
+            for entry in entries:
+                if not is_junk(entry.name):
+                    yield from _walk_entry(entry, folders, ordered)
     except OSError as error:
-        listing.problems.append(f"{folder}: cannot be listed ({error.strerror})")
-        return
-    for entry in ordered:
-        if _is_junk(entry.name):
-            continue
-        if entry.is_dir():
-            if entry.is_symlink() and _leads_up(entry.path):
-                listing.problems.append(f"{entry.path}: a link to a folder above it")
-            else:
-                _walk_folder(entry.path, (*folders, entry.name), listing)
-        elif _suffix(entry.name) == ".zip":
-            name = entry.name[: -len(".zip")]
-            _walk_zip(entry.path, (*folders, name), listing)
+        yield Unlisted(folder, f"cannot be listed ({error.strerror})")
+
+
+def _walk_entry(
+    entry: os.DirEntry[str], folders: tuple[str, ...], ordered: bool
+) -> Iterator[Found | Unlisted]:
+    """Yields what one entry of a folder is, or what lies in and below it."""
+    if entry.is_dir():
+        if entry.is_symlink() and _leads_up(entry.path):
+            yield Unlisted(entry.path, "a link to a folder above it")
         else:
-            _add(Found(folders, entry.name, DiskImage(path=entry.path)), listing)
+            yield from _walk_folder(entry.path, (*folders, entry.name), ordered)
+    elif is_zip(entry.name):
+        yield from _walk_zip(entry.path, (*folders, entry.name[: -len(".zip")]))
+    else:
+        yield from _sorted_out(Found(folders, entry.name, DiskImage(path=entry.path)))
 
 
-def _walk_zip(path: str, folders: tuple[str, ...], listing: Listing) -> None:
-    """Adds what lies in a zip."""
+def _walk_zip(path: str, folders: tuple[str, ...]) -> Iterator[Found | Unlisted]:
+    """Yields what lies in a zip."""
     try:
         with _as_os_error(path):
             members = _opened_zip(path).infolist()
     except OSError as error:
-        listing.problems.append(f"{path}: cannot be read as a zip ({error})")
+        yield Unlisted(path, f"cannot be read as a zip ({error})")
         return
     if any(member.flag_bits & 1 for member in members):
-        listing.problems.append(f"{path}: needs a password")
+        yield Unlisted(path, "needs a password")
         return
     for member in members:
         # Some programs on Windows write backslashes.
         *inner, file = member.filename.replace("\\", "/").split("/")
-        if not file or any(_is_junk(name) for name in (*inner, file)):
+        if not file or any(is_junk(name) for name in (*inner, file)):
             continue
         found = Found((*folders, *inner), file, ZipImage(path, member.filename))
-        if _suffix(file) == ".zip":
-            listing.problems.append(f"{found.source.name}: a zip inside a zip")
+        if is_zip(file):
+            yield Unlisted(found.source.name, "a zip inside a zip")
         else:
-            _add(found, listing)
+            yield from _sorted_out(found)
 
 
-def _add(found: Found, listing: Listing) -> None:
-    """Files one file under what it is."""
+def _sorted_out(found: Found) -> Iterator[Found | Unlisted]:
+    """Yields a picture or table, a picture that is not read as such, and no other."""
     suffix = _suffix(found.file)
-    if suffix in IMAGE_SUFFIXES:
-        listing.images.append(found)
-    elif suffix == ".csv":
-        listing.tables.append(found)
+    if suffix in (*IMAGE_SUFFIXES, ".csv"):
+        yield found
     elif suffix in _OTHER_PICTURES:
-        listing.problems.append(
-            f"{found.source.name}: {suffix} is not read; convert it to PNG"
-        )
-
-
-def _is_junk(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
+        reason = f"{suffix} is not read; convert it to PNG"
+        yield Unlisted(found.source.name, reason)
 
 
 def _suffix(name: str) -> str:
@@ -223,12 +279,6 @@ def _leads_up(path: str) -> bool:
     """Whether a linked folder is the one it lies in, or above it."""
     target = Path(path).resolve()
     return Path(path).parent.resolve().is_relative_to(target)
-
-
-def _natural(text: str) -> tuple[str | int, ...]:
-    """A sort key under which 10 follows 9; text and numbers take turns in it."""
-    pieces = re.split(r"(\d+)", text)
-    return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces))
 
 
 def _archive(cell: CellFile) -> str:

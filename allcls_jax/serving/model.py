@@ -16,7 +16,6 @@ from allcls_jax.data.domain import Domain
 from allcls_jax.errors import InputError
 from allcls_jax.experiments import model_directory
 from allcls_jax.experiments import workdir as folder
-from allcls_jax.experiments.leave_model import leave_from_checkpoint
 from allcls_jax.experiments.model_directory import LABELS, CheckCells
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.training import sharding
@@ -68,8 +67,20 @@ class Prediction:
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields by name, as JSON has them."""
-        return dataclasses.asdict(self) | {"warnings": list(self.warnings)}
+        """Returns the fields by name, as JSON and tables have them.
+
+        Numbers have 7 significant digits, as many as the network computes with.
+        """
+        return {
+            "image": self.image,
+            "patient": self.patient,
+            "probability": _rounded(self.probability),
+            "decision": self.decision,
+            "uncertainty": _rounded(self.uncertainty),
+            "abstain": self.abstain,
+            "warnings": list(self.warnings),
+            "error": self.error,
+        }
 
 
 def failed(name: str, reason: str, patient: str | None = None) -> Prediction:
@@ -199,7 +210,7 @@ class Model:
             an image nearer to the threshold than all of these the model abstains.
           patient: if known.
         """
-        margin = self._margin(threshold, coverage)
+        margin = self.margin(threshold, coverage)
         apart = abs(_log_odds(probability) - _log_odds(threshold))
         both = np.array([probability, 1 - probability])
         return Prediction(
@@ -211,6 +222,23 @@ class Model:
             abstain=bool(apart < margin),
             warnings=cell.warnings,
         )
+
+    def margin(self, threshold: float, coverage: float) -> float:
+        """Returns the least distance in log odds at which a decision is made.
+
+        Args:
+          threshold: as for `prediction`.
+          coverage: as for `prediction`.
+
+        Raises:
+          InputError: if the coverage is not in (0, 1].
+        """
+        if not 0 < coverage <= 1:
+            raise InputError(
+                f"--coverage={coverage:g}: must be above 0 and at most 1, the share of "
+                "images to decide"
+            )
+        return _margin(tuple(self._validation.tolist()), threshold, coverage)
 
     def self_check(self) -> float:
         """Computes the check cells on the devices that are here.
@@ -234,15 +262,6 @@ class Model:
             )
         return difference
 
-    def _margin(self, threshold: float, coverage: float) -> float:
-        """Returns the least distance in log odds at which a decision is made."""
-        if not 0 < coverage <= 1:
-            raise InputError(
-                f"--coverage={coverage:g}: must be above 0 and at most 1, the share of "
-                "images to decide"
-            )
-        return _margin(tuple(self._validation.tolist()), threshold, coverage)
-
 
 def open_model(path: Path | str, *, batch_size: int = 32) -> Model:
     """Opens a model directory, a run's folder, or a zip of either.
@@ -261,6 +280,9 @@ def open_model(path: Path | str, *, batch_size: int = 32) -> Model:
     path = Path(path).expanduser()
     inside = path / model_directory.FOLDER
     if (path / folder.CONFIG_FILE).exists() and not inside.exists():
+        # Training's packages take seconds, which a model directory need not wait for.
+        from allcls_jax.experiments.leave_model import leave_from_checkpoint
+
         leave_from_checkpoint(path)
     return Model(model_directory.read(path), batch_size)
 
@@ -269,6 +291,10 @@ def open_model(path: Path | str, *, batch_size: int = 32) -> Model:
 def _margin(validation: tuple[float, ...], threshold: float, coverage: float) -> float:
     apart = np.abs(_log_odds(np.array(validation)) - _log_odds(threshold))
     return float(np.quantile(apart, 1 - coverage)) if coverage < 1 else 0.0
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.7g}")
 
 
 def _log_odds(probability: Any) -> Any:

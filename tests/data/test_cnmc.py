@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from allcls_jax.config import DataSource
-from allcls_jax.data import readers
+from allcls_jax.data import cnmc, readers
 from allcls_jax.data.cells import ALL, HEM, UNLABELLED, CellFile, Part
 from allcls_jax.data.cnmc import read_cnmc
 from allcls_jax.data.files import ZipImage
@@ -340,3 +340,17 @@ def test_real_training_part_has_its_published_composition(cnmc_dir: Path):
     assert by_patient["51"] == 757
     assert by_patient["H3"] == 36
     assert sum(re.match("UID_h3_", cell.image_id) is not None for cell in train) == 36
+
+
+@pytest.mark.parametrize(
+    ("stem", "patient"),
+    [
+        ("UID_11_10_1_all", "11"),
+        ("UID_H22_31_2_hem", "H22"),
+        ("UID_h3_1_1_hem", "H3"),
+        ("1", None),
+        ("UID_11_10_all", None),
+    ],
+)
+def test_patient_is_told_by_a_training_name_alone(stem: str, patient: str | None):
+    assert cnmc.patient_of(stem) == patient

@@ -222,3 +222,33 @@ def test_order_is_by_part_then_natural_number():
     expected = ["9", "10", "a9", "a9b", "a10", "b", "1", "2", "0"]
     assert [cell.image_id for cell in files.in_order(cells)] == expected
     assert [cell.image_id for cell in files.in_order(cells[::-1])] == expected
+
+
+def test_walk_without_order_finds_the_same(tmp_path: Path):
+    folder = layouts.write(tmp_path, layouts.class_tree() | layouts.junk())
+    layouts.pack(tmp_path / "more.zip", {"10.png": b"x", "9.png": b"y", "a.csv": b""})
+    in_order = list(files.walk(str(folder)))
+    assert set(files.walk(str(folder), ordered=False)) == set(in_order)
+    assert len(in_order) == len(layouts.class_tree()) + 3
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.csv", "x.gif", "x.txt"])
+def test_walk_of_one_file_is_that_file_or_why_not(tmp_path: Path, name: str):
+    layouts.write(tmp_path, {name: b"x"})
+    found = list(files.walk(str(tmp_path / name)))
+    if name == "x.txt":
+        assert found == []
+    elif name == "x.gif":
+        assert isinstance(found[0], files.Unlisted)
+    else:
+        source = DiskImage(path=str(tmp_path / name))
+        assert found == [files.Found((), name, source)]
+
+
+def test_number_of_bytes_is_known_before_they_are_read(tmp_path: Path):
+    path = layouts.pack(tmp_path / "a.zip", {"x.png": bytes(500)})
+    assert files.num_bytes(ZipImage(str(path), "x.png")) == 500
+    size = path.stat().st_size
+    assert files.num_bytes(DiskImage(path=str(path))) == size < 500
+    with pytest.raises(OSError, match=r"y\.png"):
+        files.num_bytes(ZipImage(str(path), "y.png"))

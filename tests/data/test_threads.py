@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from allcls_jax.data.threads import in_threads
+from allcls_jax.data.threads import ahead_in_threads, in_threads
 
 
 def test_results_come_in_the_order_of_the_items():
@@ -57,3 +57,42 @@ def test_an_error_in_a_thread_is_raised_where_its_result_is_taken():
         assert [next(results) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="three"):
             next(results)
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 50])
+def test_items_are_taken_only_so_far_ahead(ahead: int):
+    taken = []
+
+    def items():
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    def slow_at_first(item: int) -> int:
+        time.sleep(0.02 * (item < 2))
+        return item * item
+
+    with ahead_in_threads(slow_at_first, items(), ahead=ahead) as results:
+        assert taken == []
+        for item in range(20):
+            assert next(results) == item * item
+            assert len(taken) == min(20, item + 1 + ahead)
+        assert list(results) == []
+
+
+def test_items_that_wait_are_dropped_when_the_block_is_left():
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.02)
+        return item
+
+    def interrupted() -> None:
+        with ahead_in_threads(work, range(10**9), ahead=200) as results:
+            next(results)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(begun) < 50

@@ -1,0 +1,118 @@
+"""The verb `predict`: what a model says of many pictures, as a table."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from allcls_jax.command_line import Parser, run
+from allcls_jax.serving.inputs import KINDS
+
+# JAX takes seconds, which --help and a typing error need not wait for: it is imported
+# with the job, whose `COVERAGE` and `predict_ray.LOCAL` these two are.
+_COVERAGE, _LOCAL = 0.9, "local"
+
+_WHAT = f"""Writes a table with a row for each image: the calibrated probability of ALL,
+the call at a threshold, its uncertainty, whether the model abstains, and warnings
+where the picture is unlike the training cells. An image that cannot be read is a
+row with the reason, and the rest goes on.
+
+PATH: {KINDS}.
+
+Beside FILE lie FILE.json (model, settings, counts) and, where patients are known from
+a csv or from the file names of C-NMC 2019, <FILE without suffix>.patients.csv. After an
+interruption the same command goes on from FILE.part."""
+
+_EXAMPLE = """allcls predict runs/vgg19/model cells/ --out cells.csv
+allcls predict model.zip 'scans/*/*.png' list.csv --out all.parquet --threshold youden
+allcls predict model cells.zip --out cells.csv --num_processes 2 --process_id 0"""
+
+
+def parser() -> Parser:
+    """Returns what reads the arguments."""
+    made = Parser("predict", _WHAT, _EXAMPLE)
+    add = made.add_argument
+    add("model", metavar="MODEL", help="model directory, a run's folder, or a zip")
+    add("paths", metavar="PATH", nargs="+", help="images in any of the forms above")
+    add(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="table to write; its suffix, .csv, .jsonl or .parquet, tells the format",
+    )
+    add(
+        "--threshold",
+        metavar="NAME|NUMBER",
+        help="probability above which an image is called ALL: a number in (0, 1), or a "
+        "name that the model has, such as youden (default: the model's own)",
+    )
+    add(
+        "--coverage",
+        type=float,
+        default=_COVERAGE,
+        help="share of images to decide; of those nearest to the threshold the model "
+        "abstains (default: %(default)s)",
+    )
+    add(
+        "--batch_size",
+        metavar="N",
+        type=int,
+        default=32,
+        help="images that go through the network at once (default: %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace FILE, or drop another job")
+    add(
+        "--num_processes",
+        metavar="N",
+        type=int,
+        default=1,
+        help="processes on a shared folder, each started with the same command and its "
+        "own --process_id; the last one writes FILE",
+    )
+    add("--process_id", metavar="I", type=int, default=0, help="of this one, from 0")
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const=_LOCAL,
+        help="divide the work among --num_processes actors of Ray on this machine, or "
+        "of the cluster at an address (auto: the one that this machine belongs to)",
+    )
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    arguments = parser().parse_args(argv)
+
+    out: Path = arguments.out.expanduser()
+    return run(
+        lambda: _predict(arguments, out),
+        interrupted=f"interrupted; what is done is kept in {out}.part, and the same "
+        "command goes on from there",
+    )
+
+
+def _predict(arguments: argparse.Namespace, out: Path) -> None:
+    import jax
+
+    from allcls_jax.serving import predict_ray, prediction_job
+    from allcls_jax.serving.model import open_model
+
+    processes = prediction_job.Processes(
+        number=arguments.num_processes, index=arguments.process_id, ray=arguments.ray
+    )
+    prediction_job.check_out(out, overwrite=arguments.overwrite or processes.number > 1)
+    if processes.ray is not None:
+        predict_ray.check_installed()
+        # The actors compute; a device's memory is theirs.
+        jax.config.update("jax_platforms", "cpu")
+    prediction_job.predict(
+        open_model(arguments.model, batch_size=arguments.batch_size),
+        arguments.paths,
+        out,
+        threshold=arguments.threshold,
+        coverage=arguments.coverage,
+        overwrite=arguments.overwrite,
+        processes=processes,
+    )
