@@ -47,7 +47,7 @@ def test_csv_has_a_row_for_each_image(tmp_path: Path):
     ]
     assert first == ["größe,0.png", "", "0.1428571", "HEM", "0.5", "false", "", ""]
     assert second == [
-        *("größe,1.png", "p1", repr(2 / 7), "ALL", "0.5", "true"),
+        *("größe,1.png", "p1", "0.2857143", "ALL", "0.5", "true"),
         *("odd colours; large", ""),
     ]
     assert third == ["bad 2.png", "p2", "", "", "", "", "", "cut, off"]
