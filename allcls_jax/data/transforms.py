@@ -5,7 +5,9 @@ a background of exact zeros, whichever format it came in: nothing may tell the f
 apart.
 """
 
+import contextlib
 import io
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps
@@ -42,6 +44,20 @@ def decode(data: bytes, *, name: str) -> np.ndarray:
         or more than `MAX_PIXELS`.
     """
     return np.array(_decoded(data, name))
+
+
+def num_pixels(data: bytes, *, name: str) -> int:
+    """Returns how many pixels a picture says it has; none of them is decoded.
+
+    Args:
+      data: a whole BMP, PNG, JPEG or TIFF file.
+      name: what to call it in an error.
+
+    Raises:
+      BadImage: if the header cannot be read, or tells of more than `MAX_PIXELS`.
+    """
+    with _opened(data, name) as picture:
+        return picture.width * picture.height
 
 
 def zero_background(image: np.ndarray) -> np.ndarray:
@@ -183,13 +199,20 @@ def decode_png(data: bytes) -> np.ndarray:
 
 def _decoded(data: bytes, name: str) -> Image.Image:
     """Returns the picture in an encoded file, loaded, RGB; raises as `decode`."""
+    with _opened(data, name) as picture:
+        _check_frame(picture, name)
+        picture.load()
+        return _to_rgb(_upright(picture), name)
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """Gives a picture of which the header is read; what goes wrong is a `BadImage`."""
     if not data:
         raise _bad(name, "the file is empty", "copy or download it again")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            _check_frame(picture, name)
-            picture.load()
-            return _to_rgb(_upright(picture), name)
+            yield picture
     except BadImage:
         raise
     except Image.UnidentifiedImageError as error:

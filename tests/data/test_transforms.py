@@ -293,3 +293,16 @@ def test_real_cells_lose_their_noise_and_nothing_else(cnmc_dir: Path):
     # Of all 10,661: area 33,000 on average, 2.9 % noise.
     assert 31_000 < np.mean(areas) < 35_000
     assert 0.02 < np.mean(noise) < 0.04
+
+
+# --- num_pixels
+
+
+@pytest.mark.parametrize("kind", ["BMP", "PNG", "JPEG", "TIFF"])
+def test_the_pixels_of_a_picture_are_told_from_its_header(kind: str):
+    data = encode(random_pixels(shape=(30, 20, 3)), kind)
+    assert transforms.num_pixels(data, name="x") == 600
+    # Without most of its pixels it cannot be decoded, and still be measured.
+    assert transforms.num_pixels(data[:-300], name="x") == 600
+    with pytest.raises(BadImage, match="x: not a picture"):
+        transforms.num_pixels(b"these are words", name="x")

@@ -1,0 +1,369 @@
+"""The page in a real headless browser, used as people use it."""
+
+import csv
+import io
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+from allcls_jax.command_line import DISCLAIMER
+from allcls_jax.config import SyntheticConfig
+from allcls_jax.data import synthetic, transforms
+from allcls_jax.serving.model import Model
+from allcls_jax.serving.web import create_app
+from allcls_jax.serving.web_limits import Limits
+from tests.serving.web_client import running
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium of the distribution; playwright brings none."""
+    found = next(filter(None, map(shutil.which, _NAMES)), None)
+    if found is None:
+        pytest.skip(f"no browser on PATH: install one of {', '.join(_NAMES)}")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def url(tiny_model: Model) -> Iterator[str]:
+    limits = Limits(max_upload=2_000_000, max_files=20)
+    with running(create_app(tiny_model, limits=limits)) as port:
+        yield f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four cells, a text called .bmp, a photograph, a large file, and two zips."""
+    folder = tmp_path_factory.mktemp("pictures")
+    config = SyntheticConfig(num_images=6, num_patients=6)
+    cells = [transforms.encode_png(synthetic.draw(config, at)) for at in range(6)]
+    for at, data in enumerate(cells[:4]):
+        (folder / f"cell_{at + 1}.png").write_bytes(data)
+    (folder / "words.bmp").write_text("these are words")
+    (folder / "large.bmp").write_bytes(bytes(3_000_000))
+    grey = np.full((300, 300, 3), 180, np.uint8)
+    (folder / "<b>photo<img src=x>.png").write_bytes(transforms.encode_png(grey))
+    with zipfile.ZipFile(folder / "two.zip", "w") as archive:
+        archive.writestr("slide/cell_5.png", cells[4])
+        archive.writestr("slide/cell_6.png", cells[5])
+        archive.writestr("readme.txt", "words")
+    with zipfile.ZipFile(folder / "many.zip", "w") as archive:
+        for at in range(21):
+            archive.writestr(f"{at}.png", b"-")
+    return folder
+
+
+@pytest.fixture
+def opened(
+    browser: Browser, url: str, request: pytest.FixtureRequest
+) -> Iterator[tuple[Page, list[str]]]:
+    """The page, and what its console said or it asked of others."""
+    width, scheme = getattr(request, "param", (1280, "light"))
+    context = browser.new_context(
+        viewport={"width": width, "height": 800},
+        color_scheme=scheme,
+        reduced_motion="reduce",
+        accept_downloads=True,
+    )
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    said: list[str] = []
+
+    def watch(route: Route) -> None:
+        if route.request.url.startswith((url, "blob:")):
+            route.continue_()
+        else:
+            said.append(f"asked {route.request.url[:80]}")
+            route.abort()
+
+    page.route("**/*", watch)
+    # Listening from the beginning, so that no dialog opens before playwright looks.
+    page.on("filechooser", lambda chooser: None)
+    page.on("console", lambda message: said.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.goto(url)
+    page.wait_for_selector("#facts code")
+    yield page, said
+    context.close()
+
+
+def upload(page: Page, folder: Path, *names: str) -> None:
+    page.set_input_files("#files", [folder / name for name in names])
+    page.wait_for_selector("#rows tr")
+    expect(page.locator("#progress")).to_be_hidden(timeout=20_000)
+
+
+def names(page: Page) -> list[str]:
+    return page.eval_on_selector_all(
+        "#rows .name", "all => all.map(e => e.lastChild.textContent)"
+    )
+
+
+def probabilities(page: Page) -> list[float]:
+    texts = page.locator("#rows .c-p .value").all_inner_texts()
+    return [float(text.strip("<> %")) for text in texts]
+
+
+def test_the_page_tells_what_to_do_and_what_it_is_not(opened: tuple[Page, list[str]]):
+    page, said = opened
+    expect(
+        page.get_by_role("heading", name="Drop pictures of cells here")
+    ).to_be_visible()
+    expect(page.locator("#results")).to_be_hidden()
+    page.mouse.wheel(0, 5000)
+    strip = page.locator(".strip")
+    expect(strip).to_be_in_viewport()
+    expect(strip).to_contain_text(DISCLAIMER)
+    expect(strip).to_contain_text("synthetic cells")
+    assert said == []
+
+
+def test_pictures_and_zips_become_rows_and_broken_ones_say_why(
+    opened: tuple[Page, list[str]], folder: Path, tiny_model: Model
+):
+    page, said = opened
+    photo = "<b>photo<img src=x>.png"
+    sent = ("cell_1.png", "words.bmp", "large.bmp", photo, "two.zip", "many.zip")
+    upload(page, folder, *sent)
+    assert names(page) == [*sent[:4], "cell_5.png", "cell_6.png", "many.zip"]
+    lines = page.locator("#rows tr").all_inner_texts()
+    assert "Not a picture in one of the formats" in lines[1]
+    assert "larger than 1.9 MiB" in lines[2]
+    assert "background is not black" in lines[3]
+    assert "two.zip!slide/" in lines[4]
+    assert "21 pictures, and at most 20" in lines[6]
+    expect(page.locator("#alert")).to_contain_text("two.zip!readme.txt")
+    cell = tiny_model.read((folder / "cell_1.png").read_bytes(), name="x")
+    expected = 100 * tiny_model.probabilities(cell.image[None])[0]
+    assert probabilities(page)[0] == pytest.approx(expected, abs=0.051)
+    values = page.locator("#headline .value").all_inner_texts()
+    assert values[0] == "7"
+    assert values[-1] == "3", "not read"
+    shown = "all => all.every(e => e.complete && e.naturalWidth === 32)"
+    page.wait_for_function(f"({shown})([...document.querySelectorAll('#rows img')])")
+    # The browser's own word for an answer of 413 is all that may be said.
+    assert [word for word in said if "413" not in word] == []
+
+
+def test_rows_are_sorted_and_filtered(opened: tuple[Page, list[str]], folder: Path):
+    page, said = opened
+    upload(page, folder, "words.bmp", "cell_2.png", "cell_1.png", "two.zip")
+    assert names(page)[:3] == ["words.bmp", "cell_2.png", "cell_1.png"]
+    page.get_by_role("button", name="P(ALL)").click()
+    falling = probabilities(page)
+    assert falling == sorted(falling, reverse=True)
+    assert names(page)[-1] == "words.bmp", "what was not read comes last"
+    heading = page.locator("th[data-key=probability]")
+    expect(heading).to_have_attribute("aria-sort", "descending")
+    page.get_by_role("button", name="P(ALL)").click()
+    assert probabilities(page) == falling[::-1]
+    assert names(page)[-1] == "words.bmp"
+    expect(heading).to_have_attribute("aria-sort", "ascending")
+    page.get_by_label("Sort by").select_option("image:ascending")
+    assert names(page)[:2] == ["cell_1.png", "cell_2.png"]
+
+    page.get_by_label("Show", exact=True).select_option("error")
+    assert names(page) == ["words.bmp"]
+    page.get_by_label("Show", exact=True).select_option("all")
+    page.get_by_label("Name contains").fill("SLIDE")
+    assert names(page) == ["cell_5.png", "cell_6.png"]
+    page.get_by_label("Name contains").fill("nothing like it")
+    expect(page.locator("#nothing")).to_be_visible()
+    page.get_by_role("button", name="Show all").click()
+    assert len(names(page)) == 5
+    assert said == []
+
+
+def test_the_threshold_decides_anew(opened: tuple[Page, list[str]], folder: Path):
+    page, said = opened
+    upload(page, folder, *(f"cell_{at}.png" for at in (1, 2, 3, 4)))
+    values = probabilities(page)
+    middle = (min(values) + max(values)) / 200
+    page.get_by_label("Threshold as a number").fill(f"{middle:.4f}")
+    page.keyboard.press("Tab")
+    expected = ["ALL" if value > 100 * middle else "HEM" for value in values]
+    assert set(expected) == {"ALL", "HEM"}
+    pills = page.locator("#rows .pill")
+    expect(pills).to_have_text(expected)
+    expect(page.get_by_label("Called ALL above")).to_have_value("number")
+    page.get_by_label("Called ALL above").select_option("sensitivity_0.95")
+    expect(pills).not_to_have_text(expected)
+    assert said == []
+    page.get_by_label("Threshold as a number").fill("7")
+    page.keyboard.press("Tab")
+    expect(page.locator("#threshold-error")).to_contain_text("between 0 and 1")
+    assert len(said) == 1, "the browser's word for an answer of 422"
+    assert "422" in said[0]
+
+
+def test_heat_maps_are_shown_and_hidden(opened: tuple[Page, list[str]], folder: Path):
+    page, said = opened
+    upload(page, folder, "cell_1.png", "words.bmp", "cell_2.png")
+    switch = page.get_by_role("switch", name="Heat maps")
+    switch.click()
+    expect(switch).to_have_attribute("aria-checked", "true")
+    maps = page.locator("#rows .map-frame img")
+    expect(maps).to_have_count(2, timeout=20_000)
+    expect(maps.first).to_have_attribute("alt", "Heat map of cell_1.png")
+    assert maps.first.evaluate("e => e.decode().then(() => e.naturalWidth)") == 32
+    switch.click()
+    expect(page.locator("#rows .map-frame:visible")).to_have_count(0)
+    assert said == []
+
+
+def test_the_table_is_downloaded_as_it_is_shown(
+    opened: tuple[Page, list[str]], folder: Path, tiny_model: Model
+):
+    page, said = opened
+    upload(page, folder, "cell_1.png", "words.bmp", "cell_2.png")
+    page.get_by_label("Sort by").select_option("image:descending")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download table").click()
+    assert download.value.suggested_filename == "allcls_predictions.csv"
+    text = Path(download.value.path()).read_text(encoding="utf-8-sig")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["image"] for row in rows] == ["words.bmp", "cell_2.png", "cell_1.png"]
+    cell = tiny_model.read((folder / "cell_2.png").read_bytes(), name="x")
+    expected = tiny_model.probabilities(cell.image[None])[0]
+    assert float(rows[1]["probability"]) == pytest.approx(expected, abs=1e-6)
+    assert "not a picture" in rows[0]["error"]
+    for row in rows:
+        assert row["disclaimer"] == DISCLAIMER
+        assert "synthetic cells" in row["notes"]
+        assert row["model_sha256"] == tiny_model.sha256
+    assert said == []
+
+
+def test_all_can_be_done_with_the_keyboard(
+    opened: tuple[Page, list[str]], folder: Path
+):
+    page, said = opened
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator("#choose")).to_be_focused()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([folder / "cell_1.png", folder / "cell_2.png"])
+    page.wait_for_selector("#rows tr >> nth=1")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.className") == "thumb":
+            break
+    # What has the focus is seen to have it.
+    assert (
+        page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        == "solid"
+    )
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name="cell_1.png")
+    expect(dialog).to_be_visible()
+    expect(dialog).to_contain_text(DISCLAIMER)
+    expect(dialog.get_by_alt_text("Heat map of cell_1.png")).to_be_visible()
+    page.keyboard.press("ArrowRight")
+    expect(page.get_by_role("dialog", name="cell_2.png")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_be_hidden()
+    expect(
+        page.get_by_role("button", name="Look at cell_2.png closely")
+    ).to_be_focused()
+    assert said == []
+
+
+def test_what_is_done_is_told_to_who_cannot_see_it(
+    opened: tuple[Page, list[str]], folder: Path
+):
+    page, _ = opened
+    upload(page, folder, "cell_1.png", "words.bmp")
+    status = page.get_by_role("status")
+    expect(status).to_have_attribute("aria-live", "polite")
+    expect(status).to_contain_text("2 pictures: ")
+    expect(status).to_contain_text("1 not read")
+    assert page.get_by_role("row").count() == 3
+    assert page.get_by_role("columnheader").count() == 6
+    # Everything that can be used has a name.
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, select')].filter(e =>
+          e.checkVisibility() && !(e.innerText?.trim() || e.labels?.length
+            || e.ariaLabel || e.getAttribute('aria-labelledby'))
+          ).map(e => e.outerHTML)"""
+    )
+    assert unnamed == []
+
+
+def test_synthetic_cells_can_be_tried_and_all_is_cleared(
+    opened: tuple[Page, list[str]], url: str
+):
+    page, said = opened
+    page.get_by_role("button", name="Try synthetic cells").click()
+    expect(page.locator("#rows tr")).to_have_count(8, timeout=20_000)
+    picture = page.locator("#rows img").first.get_attribute("src")
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator("#results")).to_be_hidden()
+    expect(page.locator("#choose")).to_be_focused()
+    assert said == []
+    page.wait_for_function(
+        "path => fetch(path).then(a => a.status === 404)", arg=picture
+    )
+
+
+@pytest.mark.parametrize(
+    "opened", [(390, "light"), (390, "dark"), (1280, "dark")], indirect=True, ids=str
+)
+def test_it_fits_and_can_be_read(opened: tuple[Page, list[str]], folder: Path):
+    page, _ = opened
+    upload(
+        page, folder, "cell_1.png", "words.bmp", "<b>photo<img src=x>.png", "two.zip"
+    )
+    width = page.evaluate("document.documentElement.clientWidth")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    expect(page.locator(".strip")).to_be_in_viewport()
+    low = page.evaluate(
+        """() => {
+          const light = colour => {
+            const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255).map(
+              v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          };
+          const back = e => {
+            for (; e; e = e.parentElement) {
+              const colour = getComputedStyle(e).backgroundColor;
+              if (colour !== 'rgba(0, 0, 0, 0)') return light(colour);
+            }
+            return 1;
+          };
+          const own = e => [...e.childNodes].some(
+            n => n.nodeType === 3 && n.textContent.trim());
+          return [...document.body.querySelectorAll('*')].filter(
+            e => own(e) && e.checkVisibility() && !e.disabled
+              && e.tagName !== 'OPTION').map(e => {
+              const [a, b] = [back(e), light(getComputedStyle(e).color)];
+              return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05),
+                      e.textContent.trim().slice(0, 40)];
+            }).filter(([contrast]) => contrast < 4.5);
+        }"""
+    )
+    assert low == []
+
+
+def test_the_description_of_the_interface_needs_nobody_else(
+    opened: tuple[Page, list[str]], url: str
+):
+    page, said = opened
+    page.goto(f"{url}docs")
+    expect(page.get_by_text("/api/v1/predict", exact=True)).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    assert said == []
