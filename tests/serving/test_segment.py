@@ -1,0 +1,315 @@
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from allcls_jax.command_line import DISCLAIMER
+from allcls_jax.data import transforms
+from allcls_jax.data.synthetic_fields import FieldSettings, draw
+from allcls_jax.errors import InputError
+from allcls_jax.serving import segment as verb
+from allcls_jax.serving import segment_outputs
+from allcls_jax.serving.model import Model
+from allcls_jax.serving.segmentation import CAVEAT
+
+SMALL = FieldSettings(width=360, height=270, scale=0.2, nuclei=7, touching=0.2)
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    return draw(SMALL, 210).picture
+
+
+@pytest.fixture(scope="module")
+def done(
+    picture: np.ndarray, tiny_model: Model, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """One field, segmented with a model and a known scale."""
+    folder = tmp_path_factory.mktemp("segment")
+    save(picture, folder / "smear 1.png")
+    verb.segment_fields(
+        [str(folder / "smear 1.png")], folder / "out", model=tiny_model, scale=0.2
+    )
+    return folder / "out"
+
+
+def save(picture: np.ndarray, path: Path, mode: str = "RGB", **options: Any) -> None:
+    Image.fromarray(picture).convert(mode).save(path, **options)
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "cells.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_each_cell_is_in_the_table_the_json_and_a_crop_alike(done: Path):
+    rows = table(done)
+    coco = read_json(done / "smear_1.coco.json")
+    assert len(rows) == len(coco["annotations"]) >= 4
+    assert (coco["images"][0]["width"], coco["images"][0]["height"]) == (360, 270)
+    names = {one["id"]: one["name"] for one in coco["categories"]}
+    assert list(names.values()) == ["ALL", "HEM", "uncertain"]
+    for number, (row, cell) in enumerate(
+        zip(rows, coco["annotations"], strict=True), 1
+    ):
+        assert (int(row["cell"]), cell["id"]) == (number, number)
+        box = [int(row[side]) for side in ("left", "top", "width", "height")]
+        assert box == cell["bbox"]
+        assert int(row["area"]) == cell["area"]
+        assert float(row["scale"]) == 0.2
+        probability = float(row["probability"])
+        assert probability == cell["probability"]
+        called = "ALL" if probability > 0.5 else "HEM"
+        assert row["decision"] == called
+        kind = "uncertain" if row["abstain"] == "true" else called
+        assert names[cell["category_id"]] == kind
+        assert cell["score"] == pytest.approx(max(probability, 1 - probability))
+        crop = done / row["crop"]
+        assert crop == done / "smear_1" / f"{number:04d}.png"
+        with Image.open(crop) as image:
+            assert image.size == (450, 450)
+
+
+def test_the_polygons_of_the_json_are_the_nuclei(done: Path, picture: np.ndarray):
+    coco = read_json(done / "smear_1.coco.json")
+    truth = draw(SMALL, 210).nuclei
+    for cell in coco["annotations"]:
+        (flat,) = cell["segmentation"]
+        assert len(flat) % 2 == 0
+        assert cell["iscrowd"] == 0
+        # Pillow counts from the centre of the first pixel, COCO from its corner.
+        points = [(x - 0.5, y - 0.5) for x, y in zip(flat[::2], flat[1::2])]  # noqa: B905
+        canvas = Image.new("1", (360, 270))
+        ImageDraw.Draw(canvas).polygon(points, fill=1)
+        drawn = np.asarray(canvas)
+        assert np.count_nonzero(drawn) == pytest.approx(cell["area"], rel=0.06)
+        number = np.argmax(np.bincount(truth[drawn], minlength=2)[1:]) + 1
+        both = np.count_nonzero(drawn & (truth == number))
+        assert both / np.count_nonzero(drawn | (truth == number)) > 0.7
+
+
+def test_a_crop_read_as_a_picture_gets_the_same_probability(
+    done: Path, tiny_model: Model
+):
+    rows = table(done)
+    cells = [
+        tiny_model.read((done / row["crop"]).read_bytes(), name=row["crop"])
+        for row in rows
+    ]
+    again = tiny_model.probabilities(np.stack([cell.image for cell in cells]))
+    found = [float(row["probability"]) for row in rows]
+    np.testing.assert_allclose(found, again, atol=1e-6)
+    for row, cell in zip(rows, cells, strict=True):
+        assert row["warnings"] == "; ".join(cell.warnings)
+        assert cell.area * 0.2**2 == pytest.approx(int(row["area"]), rel=0.06)
+
+
+def test_whatever_leaves_says_what_it_is_worth(done: Path, tiny_model: Model):
+    info = read_json(done / "smear_1.coco.json")["info"]
+    record = read_json(done / "segment.json")
+    for words in (info, record):
+        assert words["disclaimer"] == DISCLAIMER
+        assert words["caveat"] == CAVEAT
+        assert set(tiny_model.notes) <= set(words["notes"])
+        assert words["model"]["sha256"] == tiny_model.sha256
+    assert record["settings"]["scale"] == 0.2
+    assert record["fields"][0]["cells"] == len(table(done))
+
+
+def test_help_shows_an_example_and_honest_words(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        verb.main(["--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert CAVEAT in text
+    assert DISCLAIMER in text
+    assert "allcls segment field.png --model" in text
+
+
+def test_the_overlay_has_an_outline_of_its_colour_around_each_cell(
+    picture: np.ndarray, done: Path
+):
+    with Image.open(done / "smear_1.overlay.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape[1] >= 1000  # small fields are enlarged
+    coco = read_json(done / "smear_1.coco.json")
+    kinds = {
+        coco["categories"][a["category_id"] - 1]["name"] for a in coco["annotations"]
+    }
+    colours = {"ALL": (196, 78, 0), "HEM": (0, 99, 163), "uncertain": (240, 180, 0)}
+    field = pixels[90:-160]
+    for kind, colour in colours.items():
+        count = np.count_nonzero((np.abs(field - colour) < 12).all(axis=-1))
+        assert (count > 300) == (kind in kinds), kind
+
+
+def test_without_a_model_nuclei_are_found_and_the_scale_estimated(
+    picture: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save(picture, tmp_path / "a.tif")
+    out = tmp_path / "out"
+    assert verb.main([str(tmp_path / "a.tif"), "--out", str(out)]) == 0
+    rows = table(out)
+    assert len(rows) >= 4
+    areas = [int(row["area"]) for row in rows]
+    scale = np.sqrt(np.median(areas) / 33_162)
+    assert float(rows[0]["scale"]) == pytest.approx(scale, abs=1e-4)
+    assert {row["probability"] for row in rows} == {""}
+    coco = read_json(out / "a.coco.json")
+    assert [one["name"] for one in coco["categories"]] == ["nucleus"]
+    assert "estimated" in coco["info"]["scale_from"]
+    assert "rough guess" in coco["info"]["scale_from"]
+    assert coco["info"]["model"] is None
+    told = " ".join(capsys.readouterr().out.split())
+    assert "give --scale" in told
+    assert DISCLAIMER in told
+    areas = [
+        np.count_nonzero(
+            transforms.decode((out / row["crop"]).read_bytes(), name="").any(-1)
+        )
+        for row in rows
+    ]
+    assert np.median(areas) == pytest.approx(33_162, rel=0.03)
+
+
+def test_broken_fields_are_rows_and_the_rest_goes_on(
+    picture: np.ndarray, tmp_path: Path
+):
+    folder = tmp_path / "fields"
+    folder.mkdir()
+    save(picture, folder / "alpha.png", "RGBA")
+    save(picture, folder / "cmyk.jpg", "CMYK", quality=95)
+    save(picture[:, :, 0], folder / "grey.png", "L")
+    deep = picture.mean(-1).astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep.png")
+    save(picture[:1, :1], folder / "pixel.png")
+    save(np.zeros_like(picture), folder / "black.bmp")
+    whole = io.BytesIO()
+    Image.fromarray(picture).save(whole, "PNG")
+    (folder / "cut.png").write_bytes(whole.getvalue()[:5000])
+    (folder / "text.bmp").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    with zipfile.ZipFile(folder / "more.zip", "w") as archive:
+        archive.writestr("inside/alpha.png", whole.getvalue())
+    out = tmp_path / "out"
+    results = verb.segment_fields([str(folder)], out)
+    assert len(results) == 10
+    broken = {row["field"].rpartition("/")[2] for row in table(out) if row["error"]}
+    assert broken == {"cut.png", "text.bmp", "empty.png"}
+    found = {
+        result.name.rpartition("/")[2]: result.segmentation
+        for result in results
+        if result.segmentation is not None
+    }
+    assert found["pixel.png"].nuclei == found["black.bmp"].nuclei == ()
+    assert len(found["cmyk.jpg"].nuclei) >= 4
+    stems = {result.stem for result in results}
+    assert {"alpha", "alpha-2"} <= stems
+    assert len(stems) == 10
+    for stem in ("alpha", "alpha-2", "pixel", "black", "grey", "deep"):
+        assert (out / f"{stem}.coco.json").is_file()
+        assert (out / f"{stem}.overlay.png").is_file()
+    assert not list(out.rglob(".*"))  # nothing half written
+
+
+def test_no_readable_field_at_all_is_a_mistake_with_the_reasons_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert verb.main([str(tmp_path / "a.png"), "--out", str(out)]) == 2
+    assert "none of the 1 fields" in capsys.readouterr().err
+    assert "not a picture" in table(out)[0]["error"]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(
+    picture: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    save(picture, tmp_path / "a.png")
+    out = tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    (out / "a" / "0099.png").write_text("of an earlier run")
+    (out / "a" / "mine.png").write_text("mine")
+    assert verb.main([str(tmp_path / "a.png"), "--out", str(out)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert not (out / "cells.csv").exists()
+    verb.segment_fields([str(tmp_path / "a.png")], out, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "a" / "mine.png").read_text() == "mine"
+    assert not (out / "a" / "0099.png").exists()
+    assert (out / "cells.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scale", "0"], "--scale=0"),
+        (["--scale", "nan"], "--scale=nan"),
+        (["--side", "3"], "--side=3"),
+        (["--threshold", "0.5"], "needs --model"),
+        (["--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    (tmp_path / "a.png").write_bytes(b"")
+    out = tmp_path / "out"
+    assert verb.main([str(tmp_path / "a.png"), "--out", str(out), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert words in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_what_was_done_before_a_stop_is_in_the_table(
+    picture: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("a.png", "b.png"):
+        save(picture, tmp_path / name)
+    seen = []
+
+    def stop_at_the_second(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    original = verb.segment
+    monkeypatch.setattr(verb, "segment", stop_at_the_second)
+    out = tmp_path / "out"
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    with pytest.raises(KeyboardInterrupt):
+        verb.segment_fields(paths, out)
+    assert {row["field"] for row in table(out)} == {paths[0]}
+    assert (out / "a.coco.json").is_file()
+    assert not (out / "segment.json").exists()
+
+
+def test_names_of_outputs_differ_on_every_file_system():
+    names = ["x/a.png", "y/A.tif", "z.zip!deep/a b?.png", "...png", "a-2.png"]
+    stems = segment_outputs.unique_stems(names)
+    assert len({stem.casefold() for stem in stems}) == 5
+    assert stems[:3] == ["a", "A-2", "a_b_"]
+    assert all(stem and not stem.startswith(".") for stem in stems)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        segment_outputs.check_folder(tmp_path / "out", overwrite=True)
