@@ -4,6 +4,7 @@ A user's mistake is one line on standard error and exit code 2, never a tracebac
 """
 
 import argparse
+import logging
 import sys
 import textwrap
 from collections.abc import Callable
@@ -30,7 +31,9 @@ class Parser(argparse.ArgumentParser):
         indented = "\n".join(f"  {line}" for line in example.splitlines())
         super().__init__(
             prog=f"allcls {verb}".strip(),
-            description=textwrap.fill(what, 79),
+            description="\n\n".join(
+                textwrap.fill(part, 79) for part in what.split("\n\n")
+            ),
             epilog=f"example:\n{indented}\n\n{DISCLAIMER}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -49,6 +52,8 @@ def run(act: Callable[[], int | None], *, interrupted: str = "interrupted") -> i
       act: the command; returns its exit code, or None for 0.
       interrupted: what to tell when the user ends it with Ctrl-C.
     """
+    # TFDS recommends another decoder, orbax tells of each of its steps.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return act() or 0
     except (InputError, OSError) as error:

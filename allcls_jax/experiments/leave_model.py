@@ -1,10 +1,9 @@
 """Writes the model directory of a finished run."""
 
 import dataclasses
-import datetime
 import hashlib
 import json
-import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from allcls_jax.experiments.model_directory import (
     FORMAT,
     LABELS,
     NUM_CHECK_CELLS,
+    QUANTILES,
     RECORD_FILE,
     WEIGHTS_FILE,
     CheckCells,
@@ -49,8 +49,6 @@ from allcls_jax.models.classifier import Classifier
 from allcls_jax.training import inputs, sharding
 from allcls_jax.training.network import Network, build
 
-# Validation probabilities are kept as so many quantiles: enough to abstain by.
-_QUANTILES = 101
 # Training images whose colours are measured; their areas are all known.
 _COLOURED = 1000
 
@@ -75,13 +73,17 @@ def leave(workdir: Path, config: Config, network: Network, data: Data) -> Path:
     out = workdir / FOLDER
 
     def write() -> None:
-        # A zip has no place for links, and a model is to be copied: files, all of it.
-        beside = workdir / f"{FOLDER}.tmp"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        _write(beside, workdir, config, network, params, step, data)
-        shutil.rmtree(out, ignore_errors=True)
-        beside.replace(out)
+        # A folder of its own: several processes may want the same model at once.
+        with tempfile.TemporaryDirectory(dir=workdir, prefix=f".{FOLDER}.") as folder:
+            beside = Path(folder) / FOLDER
+            # A zip has no place for links, and a model is to be copied: files only.
+            beside.mkdir()
+            _write(beside, workdir, config, network, params, step, data)
+            if _same(beside, out):
+                return
+            if out.exists():
+                out.replace(Path(folder) / "former")
+            beside.replace(out)
 
     sharding.on_first_process(write)
     return out
@@ -109,6 +111,13 @@ def leave_from_checkpoint(workdir: Path) -> Path:
     return leave(workdir, config, network, data)
 
 
+def _same(one: Path, other: Path) -> bool:
+    """Returns whether two model directories hold the same model."""
+    if not (other / RECORD_FILE).exists():
+        return False
+    return (one / RECORD_FILE).read_bytes() == (other / RECORD_FILE).read_bytes()
+
+
 def _write(
     out: Path,
     workdir: Path,
@@ -120,7 +129,7 @@ def _write(
 ) -> None:
     results = config_files.load(workdir / outputs.RESULTS_FILE)
     table = predictions.read(workdir / outputs.PREDICTIONS_FILE)
-    fits = _calibration(table)
+    fits, warnings = _calibration(table)
     model = {
         "name": str(config.model.name),
         "head": str(config.model.head),
@@ -145,10 +154,8 @@ def _write(
     files = {
         WEIGHTS_FILE: safetensors.numpy.save(
             arrays,
-            {
-                "model": json.dumps(model),
-                "preprocessing": network.preprocessing.to_json(),
-            },
+            # One entry: safetensors puts several in any order, and bytes must not vary.
+            {"model.json": json.dumps(model)},
         ),
         CHECK_FILE: safetensors.numpy.save(dataclasses.asdict(check)),
         CARD_FILE: model_card.render(record.read(workdir)).encode(),
@@ -156,9 +163,8 @@ def _write(
     own = {
         "format": FORMAT,
         "package": f"allcls_jax {__version__}",
-        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "disclaimer": DISCLAIMER,
-        "notes": results["notes"],
+        "notes": [*results["notes"], *warnings],
         "labels": LABELS,
         "model": model,
         "preprocessing": dataclasses.asdict(network.preprocessing),
@@ -182,10 +188,13 @@ def _write(
         (out / name).write_bytes(content)
 
 
-def _calibration(table: predictions.Predictions) -> dict[str, Any]:
-    """Returns what a run's validation images say of its probabilities."""
+def _calibration(table: predictions.Predictions) -> tuple[dict[str, Any], list[str]]:
+    """Returns what a run's validation images say of its probabilities, and warnings."""
     fits = fitting.fit(table)
     (found,) = fits.temperature.values()
+    warnings = []
+    if found.value is None:
+        warnings.append(f"probabilities are not calibrated: {found.reason}")
     temperature = found.value or 1.0
     validation = table.of(Split.VALIDATION)
     calibrated = calibration.calibrate(validation.probability, temperature)
@@ -198,8 +207,8 @@ def _calibration(table: predictions.Predictions) -> dict[str, Any]:
     return {
         "temperature": temperature,
         "thresholds": thresholds,
-        "validation": np.quantile(calibrated, np.linspace(0, 1, _QUANTILES)).tolist(),
-    }
+        "validation": np.quantile(calibrated, np.linspace(0, 1, QUANTILES)).tolist(),
+    }, warnings
 
 
 def _domain(workdir: Path, config: Config, data: Data) -> domain.Domain:
@@ -235,8 +244,7 @@ def _check_cells(plain: Classifier, model: Mapping[str, Any]) -> CheckCells:
 
     # As in training, save for dropout: convolutions as everybody computes them, not the
     # CPU's fast ones, whose rounding would take up half of what an export may differ.
-    layers = [x for x in plain.model.layers if not isinstance(x, vgg.Dropout)]
-    network = vgg.VGG(tuple(layers))
+    network = vgg.without_dropout(plain.model)
 
     @jax.jit
     def compute(params: vgg.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from scipy import special
 
 from allcls_jax import __version__
 from allcls_jax.config import (
@@ -45,6 +47,7 @@ CARD_FILE = "model_card.md"
 FORMAT = 1  # of the folder; another one is refused with both versions named
 
 NUM_CHECK_CELLS = 16
+QUANTILES = 101  # of the validation probabilities that are kept, to abstain by
 LABELS = ("HEM", "ALL")  # in the order of the logits
 
 
@@ -202,6 +205,7 @@ def _build(
     params = pretrained.merge(shapes, arrays)
     preprocessing = preprocessing_from_json(json.dumps(record["preprocessing"]))
     check = CheckCells(**safetensors.numpy.load(files.read(CHECK_FILE)))
+    _check_numbers(record, check)
     return ModelDirectory(
         path=path,
         classifier=Classifier(
@@ -219,6 +223,22 @@ def _build(
         sha256=sha256,
         record=record,
     )
+
+
+def _check_numbers(record: Mapping[str, Any], check: CheckCells) -> None:
+    """Raises ValueError where probabilities could not be made of logits."""
+    temperature = float(record["temperature"])
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature = {temperature}: must be above 0")
+    for name, at in record["thresholds"].items():
+        if not 0 <= at <= 1:
+            raise ValueError(f"threshold {name} = {at}: must be from 0 to 1")
+    validation = np.array(record["validation"], float)
+    if validation.shape != (QUANTILES,) or not np.all(np.abs(validation - 0.5) <= 0.5):
+        raise ValueError(f"validation: must be {QUANTILES} probabilities")
+    apart = np.diff(check.logits.astype(float), axis=1)[:, 0] / temperature
+    if not np.allclose(special.expit(apart), check.probability, atol=1e-4):
+        raise ValueError("temperature: the check cells have other probabilities")
 
 
 @contextlib.contextmanager

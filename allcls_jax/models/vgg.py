@@ -216,6 +216,12 @@ def split_at_features(model: VGG) -> tuple[VGG, VGG]:
     )
 
 
+def without_dropout(model: VGG) -> VGG:
+    """Returns the network with nothing drawn, so that `train` changes no output."""
+    kept = tuple(x for x in model.layers if not isinstance(x, Dropout))
+    return VGG(kept, dtype=model.dtype)
+
+
 def _drop(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
     """Returns values of which a share is 0, and the others scaled up to their sum."""
     # Flax's own wants a rate that is known when the step is compiled. Rounded first,

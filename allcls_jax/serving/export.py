@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       other cases nothing was written.
     """
     options = parser().parse_args(argv)
-    out = options.out.expanduser()
+    out = Path(os.path.expanduser(options.out))  # noqa: PTH111 (no error for ~nobody)
 
     def act() -> int:
         # Before the model is opened, which may take a while.

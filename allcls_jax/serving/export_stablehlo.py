@@ -37,13 +37,8 @@ def build(model: Model) -> export.Exported:
     """
     classifier = model.classifier
     params = host_params(model)
-    network = vgg.VGG(
-        tuple(
-            layer
-            for layer in classifier.model.layers
-            if not isinstance(layer, vgg.Dropout)
-        )
-    )
+    # Float32, whatever the type in which the model computes on this device.
+    network = vgg.VGG(vgg.without_dropout(classifier.model).layers)
 
     def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
         # As in training each convolution is computed plainly, whatever device this

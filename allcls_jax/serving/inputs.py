@@ -179,6 +179,12 @@ def write_list(paths: Sequence[str], file: Path, *, block_size: int) -> PictureL
     )
 
 
+def patient_in(name: str) -> str | None:
+    """Returns the patient that a file's own name tells, if it is one of C-NMC 2019."""
+    file = re.split(r"[/\\!]", name)[-1]
+    return cnmc.patient_of(file.rpartition(".")[0])
+
+
 def _expanded(paths: Sequence[str]) -> list[tuple[str, bool]]:
     """Returns each PATH, and whether it is one thing rather than a pattern.
 
@@ -188,13 +194,17 @@ def _expanded(paths: Sequence[str]) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     problems = []
     for given in paths:
-        path = str(Path(given).expanduser()) if given.startswith("~") else given
+        path = os.path.expanduser(given)  # noqa: PTH111 (no error for ~nobody)
         if not os.path.lexists(path) and is_pattern(path):
             if _is_csv(path):
                 tables = sorted(matches(path), key=files.natural)
                 found += [(table, True) for table in tables]
+                any_there = bool(tables)
             else:
                 found.append((path, False))
+                any_there = next(iter(matches(path)), None) is not None
+            if not any_there:
+                problems.append(f"{given}: nothing matches it")
         elif not os.path.lexists(path):
             problems.append(f"{given}: does not exist")
         elif Path(path).is_dir() or _is_readable_kind(path):
@@ -239,17 +249,11 @@ def _below(path: str) -> Iterator[Picture]:
 
 def _picture(source: ImageSource) -> Picture:
     name = _shown(source.name)
-    patient = _patient_in(name)
+    patient = patient_in(name)
     if isinstance(source, files.ZipImage):
         return Picture(name, patient, source.path, source.member)
     assert isinstance(source, DiskImage)
     return Picture(name, patient, source.path)
-
-
-def _patient_in(name: str) -> str | None:
-    """Returns the patient that a file's own name tells, if it is one of C-NMC 2019."""
-    file = re.split(r"[/\\!]", name)[-1]
-    return cnmc.patient_of(file.rpartition(".")[0])
 
 
 def _of_table(path: str) -> Iterator[Picture]:
@@ -299,7 +303,7 @@ def _picture_of_row(record: dict[str, str], folder: Path) -> Picture:
     name = record["path"]
     # Both separators occur in tables written on Windows.
     path = str(folder / name.replace("\\", "/"))
-    return Picture(name, record.get("patient") or _patient_in(name), path)
+    return Picture(name, record.get("patient") or patient_in(name), path)
 
 
 def _line(picture: Picture) -> str:

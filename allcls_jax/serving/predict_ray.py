@@ -4,6 +4,7 @@ Each actor opens the model once. The model, the list and the pictures must lie i
 same place on every machine.
 """
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -32,6 +33,43 @@ def check_installed() -> None:
         raise InputError("--ray: Ray is not installed; pip install 'allcls-jax[ray]'")
 
 
+@contextlib.contextmanager
+def running(address: str, num_actors: int) -> Iterator[None]:
+    """Has Ray running, and stops what it started.
+
+    Args:
+      address: `local`: on this machine; else of a cluster, or `auto`.
+      num_actors: processes that compute.
+
+    Raises:
+      InputError: if Ray is missing, or no cluster answers.
+    """
+    check_installed()
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"address": address, "log_to_driver": False}
+    if address == LOCAL:
+        options |= {"num_cpus": num_actors, "include_dashboard": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what later versions of Ray will do
+        try:
+            ray.init(logging_level=logging.ERROR, **options)
+        # For an address that does not answer Ray ends the process.
+        except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
+            raise InputError(
+                f"--ray={address}: no cluster answers there ({error}); start one with "
+                "ray start, or leave the address out to use this machine"
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def lines(
     model: Model,
     pictures: PictureList,
@@ -39,10 +77,9 @@ def lines(
     *,
     threshold: float,
     coverage: float,
-    address: str,
     num_actors: int,
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields blocks and the lines of their log, as actors finish them.
+    """Yields blocks and the lines of their log, as actors of a running Ray finish them.
 
     Args:
       model: that the actors open from its path.
@@ -50,54 +87,38 @@ def lines(
       blocks: numbers of those to compute.
       threshold: as for `Model.prediction`.
       coverage: as for `Model.prediction`.
-      address: `local`: Ray is started on this machine and stopped afterwards; else of
-        a cluster, or `auto`.
       num_actors: processes that compute.
-
-    Raises:
-      InputError: if Ray is missing.
     """
-    check_installed()
-    if not blocks:
-        return
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     import ray.data
 
-    started = not ray.is_initialized()
-    if started:
-        _start(address, num_actors)
-    try:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        items = [
-            {"block": block, "offset": pictures.offsets[block]} for block in blocks
-        ]
-        has_gpus = ray.cluster_resources().get("GPU", 0) >= num_actors
-        computed = ray.data.from_items(
-            items, override_num_blocks=min(len(items), _TASKS)
-        ).map_batches(
-            _Actor,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(items))),
-            num_cpus=1,
-            num_gpus=1 if has_gpus else 0,
-            fn_constructor_kwargs={
-                "model": str(Path(model.path).absolute()),
-                "batch_size": model.batch_size,
-                "file": str(pictures.file.absolute()),
-                "folder": str(Path.cwd()),
-                "block_size": pictures.block_size,
-                "threshold": threshold,
-                "coverage": coverage,
-            },
-        )
-        for row in computed.iter_rows():
-            yield int(row["block"]), bytes(row["line"])
-    finally:
-        if started:
-            ray.shutdown()
+    if not blocks:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    items = [{"block": block, "offset": pictures.offsets[block]} for block in blocks]
+    has_gpus = ray.cluster_resources().get("GPU", 0) >= num_actors
+    computed = ray.data.from_items(
+        items, override_num_blocks=min(len(items), _TASKS)
+    ).map_batches(
+        _Actor,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(num_actors, len(items))),
+        num_cpus=1,
+        num_gpus=1 if has_gpus else 0,
+        fn_constructor_kwargs={
+            "model": str(Path(model.path).absolute()),
+            "batch_size": model.batch_size,
+            "file": str(pictures.file.absolute()),
+            "folder": str(Path.cwd()),
+            "block_size": pictures.block_size,
+            "threshold": threshold,
+            "coverage": coverage,
+        },
+    )
+    for row in computed.iter_rows():
+        yield int(row["block"]), bytes(row["line"])
 
 
 class _Actor:
@@ -126,15 +147,3 @@ class _Actor:
         ((_, rows),) = self._rows.of([(block, pictures)], ahead=len(pictures))
         line = np.array([work_log.line_of(block, rows)], dtype=object)
         return {"block": batch["block"], "line": line}
-
-
-def _start(address: str, num_actors: int) -> None:
-    """Starts Ray on this machine, or joins a cluster."""
-    import ray
-
-    options: dict[str, Any] = {"address": address, "log_to_driver": False}
-    if address == LOCAL:
-        options |= {"num_cpus": num_actors, "include_dashboard": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what later versions of Ray will do
-        ray.init(logging_level=logging.ERROR, **options)

@@ -2,9 +2,10 @@
 
 The pictures of a block, and so the batches in which they are computed, depend on the
 list alone. So the table is the same, byte for byte, whether the job ran at one go, was
-stopped and taken up, or was divided among processes.
+stopped and taken up, or was divided among processes with devices of one kind and number.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -80,7 +81,7 @@ def predict(
 
     The table has a row for each picture in the order of the list, also for those that
     cannot be read. Beside it lie `<out>.json` and, where patients are known,
-    `<out stem>.patients.csv`. Interrupted, it leaves `<out>.part`, and goes on from
+    `<out>.patients.csv`. Interrupted, it leaves `<out>.part`, and goes on from
     there.
 
     Args:
@@ -106,7 +107,11 @@ def predict(
     model.margin(value, coverage)  # before anything is begun
     log = WorkLog(out, processes.index)
     try:
-        with log.claimed():
+        with contextlib.ExitStack() as entered:
+            if processes.ray:
+                ray = predict_ray.running(processes.ray, processes.number)
+                entered.enter_context(ray)
+            entered.enter_context(log.claimed())
             job = _Job(model, out, log, value, coverage)
             return job.work(paths, overwrite, processes, block_size)
     except OSError as error:
@@ -150,11 +155,13 @@ class _Job:
             paths, self.log.own / "images.jsonl", block_size=block_size
         )
         identity = self._identity(pictures, processes)
-        if self.out.exists() and not overwrite:
+        late = processes.number > 1 and not self.log.begun
+        if self.out.exists() and (late or not overwrite):
             if _record_of(self.out).get("job") == identity:
                 terminal.say(f"{self.out}: complete, by this job's other processes")
                 return None
-            raise _exists(self.out)
+            if not overwrite:
+                raise _exists(self.out)
         shared = self.log.folder / pictures.file.name
 
         def begin() -> None:
@@ -185,7 +192,7 @@ class _Job:
                 return None
             counts = self._merge(done.rows())
             self._record(paths, pictures, identity, counts)
-            (self.log.folder / self.out.name).replace(self.out)
+            (self.log.folder / f"table{self.out.suffix}").replace(self.out)
             self.log.remove()
         self._tell(counts)
         if not counts["read"]:
@@ -240,10 +247,11 @@ class _Job:
                 blocks,
                 threshold=self.threshold,
                 coverage=self.coverage,
-                address=processes.ray,
                 num_actors=processes.number,
             )
             return
+        if blocks:
+            self.model.self_check()
         rows = Rows(self.model, self.threshold, self.coverage)
         numbered = ((block, pictures.block(block)) for block in blocks)
         for block, found in rows.of(numbered, ahead=pictures.block_size):
@@ -263,7 +271,7 @@ class _Job:
         with (
             patients.open("w", encoding="utf-8") as lines,
             tables.open_table(
-                folder / self.out.name, beside=folder, about=about
+                folder / f"table{self.out.suffix}", beside=folder, about=about
             ) as write,
         ):
             for rows in blocks:
@@ -355,7 +363,7 @@ def _record_file(out: Path) -> Path:
 
 
 def _patients_file(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.patients.csv")
+    return out.with_name(f"{out.name}.patients.csv")
 
 
 def _record_of(out: Path) -> dict[str, Any]:

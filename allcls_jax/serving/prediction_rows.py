@@ -5,6 +5,7 @@ alone, not on the blocks before and after it.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -55,10 +56,15 @@ class Rows:
         rows = []
         for picture, cell in read:
             if isinstance(cell, Cell):
+                probability = next(probabilities)
+                if not math.isfinite(probability):
+                    reason = "the network gives no number for it"
+                    rows.append(failed(picture.name, reason, picture.patient).to_dict())
+                    continue
                 row = self._model.prediction(
                     picture.name,
                     cell,
-                    next(probabilities),
+                    probability,
                     threshold=self._threshold,
                     coverage=self._coverage,
                     patient=picture.patient,

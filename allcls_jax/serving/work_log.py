@@ -149,6 +149,11 @@ class WorkLog:
                 self._lock.unlink()
             self.folder.rmdir()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a job was begun here, and not finished."""
+        return self._begun() is not None
+
     def _begun(self) -> dict[str, Any] | None:
         try:
             return dict(json.loads((self.folder / _JOB).read_text(encoding="utf-8")))

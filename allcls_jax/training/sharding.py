@@ -72,14 +72,14 @@ def data_parallel(devices: Sequence[Any] | None = None) -> Shardings:
 
 
 def check_batch_size(name: str, batch_size: int) -> None:
-    """Raises `InputError` unless every device gets the same number of images.
+    """Raises `InputError` unless every device gets the same number of images, not 0.
 
     Args:
       name: of the field.
       batch_size: its value.
     """
     devices = jax.device_count()
-    if batch_size % devices:
+    if batch_size < 1 or batch_size % devices:
         down = max(batch_size // devices, 1) * devices
         raise InputError(
             f"{name} = {batch_size}: must be a multiple of the number of "

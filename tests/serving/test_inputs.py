@@ -172,7 +172,15 @@ def test_every_path_that_cannot_be_used_is_named(cells: Path):
     assert "cells: " not in str(error.value)
 
 
-@pytest.mark.parametrize("path", ["empty", "*.tif", "list.csv", "cells/*.db"])
+@pytest.mark.parametrize("path", ["*.tif", "*.csv", "cells/*.db"])
+def test_a_pattern_that_matches_nothing_is_told_beside_others(cells: Path, path: str):
+    with pytest.raises(InputError) as error:
+        listed("cells", path)
+    assert f"{path}: nothing matches it" in str(error.value)
+    assert "Give images" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["empty", "list.csv"])
 def test_no_images_says_what_was_looked_for(cells: Path, path: str):
     Path("empty").mkdir()
     Path("list.csv").write_text("path\n")

@@ -1,3 +1,5 @@
+import concurrent.futures
+import dataclasses
 import json
 import shutil
 import zipfile
@@ -8,6 +10,7 @@ from scipy import special
 
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
+from allcls_jax.data.cells import ALL
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError
 from allcls_jax.evaluation import predictions
@@ -81,10 +84,34 @@ def test_a_run_without_a_model_directory_gets_it_from_its_checkpoint(
         np.testing.assert_array_equal(
             getattr(made.check, name), getattr(tiny_model.check, name)
         )
-    ignored = {"written", "files"}
-    assert {k: v for k, v in made.record.items() if k not in ignored} == {
-        k: v for k, v in tiny_model.record.items() if k not in ignored
-    }
+    shutil.rmtree(copy / "model")
+    assert open_model(copy).sha256 == made.sha256, "another model each time"
+
+
+def test_processes_that_make_it_at_once_do_not_disturb_each_other(tiny_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("model"))
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        opened = list(pool.map(open_model, [copy] * 3))
+    assert len({model.sha256 for model in opened}) == 1
+    assert not list(copy.glob(".model*"))
+
+
+def test_probabilities_without_a_temperature_are_not_called_calibrated(
+    tiny_run, tmp_path
+):
+    """Validation images all called rightly say nothing of how sure to be."""
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy, ignore=shutil.ignore_patterns("model"))
+    table = predictions.read(copy / "predictions.csv")
+    probability = np.where(table.label == ALL, 0.9, 0.1)
+    certain = dataclasses.replace(table, probability=probability)
+    (copy / "predictions.csv").write_text(certain.to_csv())
+    model = open_model(copy)
+    assert model.classifier.temperature == 1
+    assert any(
+        note.startswith("probabilities are not calibrated: ") for note in model.notes
+    )
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "check_cells.safetensors"])
@@ -125,10 +152,28 @@ def test_a_model_of_another_version_says_what_differs(tiny_model_dir, tmp_path):
     assert open_model(other).self_check() < 1e-4
 
 
-def test_wrong_entries_are_told(tiny_model_dir, tmp_path):
-    bad = _rewrite(tiny_model_dir, tmp_path / "bad", temperature="warm")
-    with pytest.raises(InputError, match="the model is damaged .*warm"):
+@pytest.mark.parametrize(
+    ("entry", "value", "told"),
+    [
+        ("temperature", "warm", "warm"),
+        ("temperature", -1.0, "temperature = -1"),
+        ("temperature", 0.0, "temperature = 0"),
+        ("temperature", float("nan"), "temperature = nan"),
+        ("temperature", 7.0, "the check cells have other probabilities"),
+        ("thresholds", {"0.5": 3.0}, r"threshold 0\.5 = 3"),
+        ("validation", [], "101 probabilities"),
+        ("validation", [2.0] * 101, "101 probabilities"),
+        ("domain", {"area": 3}, "not iterable"),
+        ("model", {}, "KeyError"),
+    ],
+)
+def test_wrong_entries_are_told(tiny_model_dir, tmp_path, entry, value, told):
+    bad = _rewrite(tiny_model_dir, tmp_path / "bad", **{entry: value})
+    with pytest.raises(InputError, match=f"the model is damaged .*{told}"):
         open_model(bad)
+
+
+def test_what_is_no_model_is_told(tiny_model_dir, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         open_model(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()

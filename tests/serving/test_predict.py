@@ -109,7 +109,7 @@ def test_rows_are_what_the_model_says_of_each_picture(here: Path, model: Model):
     assert counts["ALL"] == sum(row["decision"] == "ALL" for row in rows)
     assert counts["abstained"] == sum(row["abstain"] == "true" for row in rows)
     assert counts["with warnings"] == sum(bool(row["warnings"]) for row in rows)
-    assert left_over() == ["t.csv", "t.csv.json", "t.patients.csv"]
+    assert left_over() == ["t.csv", "t.csv.json", "t.csv.patients.csv"]
 
 
 def in_order() -> list[Path]:
@@ -130,7 +130,7 @@ def test_record_tells_what_the_table_is_of(here: Path, model: Model):
 
 def test_patients_come_from_names_and_the_column_of_a_csv(here: Path, model: Model):
     run(model)
-    with Path("t.patients.csv").open(newline="") as file:
+    with Path("t.csv.patients.csv").open(newline="") as file:
         rows = {row["patient"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["0", "2", "H1", "H3"]
     for patient, row in rows.items():
@@ -144,7 +144,7 @@ def test_patients_come_from_names_and_the_column_of_a_csv(here: Path, model: Mod
     assert [row["patient"] for row in table()] == ["my patient"]
     shutil.copy(in_order()[0], "plain.png")
     run(model, "plain.png", overwrite=True)
-    assert not Path("t.patients.csv").exists()
+    assert not Path("t.csv.patients.csv").exists()
 
 
 @pytest.mark.parametrize("out", ["t.jsonl", "t.parquet"])
@@ -294,6 +294,11 @@ def test_command_tells_counts_failures_notes_and_the_disclaimer(
         (("cells", "--out", "none/t.csv"), "its folder does not exist"),
         (("cells", "--out", "cells.csv"), "is a folder"),
         (("gone", "--out", "t.csv"), "gone: does not exist"),
+        (("cells", "x/*.png", "--out", "t.csv"), "x/*.png: nothing matches it"),
+        (("~nobody/x", "--out", "t.csv"), "~nobody/x: does not exist"),
+        (("cells", "--out", "~nobody/t.csv"), "its folder does not exist"),
+        (("cells", "--out", "t.csv", "--batch_size", "0"), "batch_size = 0: must be"),
+        (("cells", "--out", "t.csv", "--batch_size=-8"), "batch_size = -8: must be"),
         (("empty", "--out", "t.csv"), "no images; looked for"),
         (("cells", "--out", "t.csv", "--threshold", "2"), "--threshold=2"),
         (("cells", "--out", "t.csv", "--coverage", "0"), "--coverage=0"),
@@ -345,7 +350,7 @@ def stop_at(model: Model, monkeypatch: pytest.MonkeyPatch, call: int) -> list[in
     return calls
 
 
-WHOLE = ["whole.csv", "whole.csv.json", "whole.patients.csv"]
+WHOLE = ["whole.csv", "whole.csv.json", "whole.csv.patients.csv"]
 
 
 @pytest.fixture
@@ -471,8 +476,11 @@ def test_processes_divide_the_blocks_and_the_last_writes_the_table(
     assert Path("t.csv").read_bytes() == whole
     assert not Path("t.csv.part").exists()
     # One that comes late, or again, finds the work done; another job is another.
-    assert run(model, processes=Processes(number=3, index=1)) is None
-    assert "complete" in capsys.readouterr().out
+    for overwrite in (False, True):
+        late = Processes(number=3, index=1)
+        assert run(model, processes=late, overwrite=overwrite) is None
+        assert "complete" in capsys.readouterr().out
+        assert not Path("t.csv.part").exists()
     with pytest.raises(InputError, match="exists; give --overwrite"):
         run(model, threshold="0.2", processes=Processes(number=3, index=1))
 
@@ -495,7 +503,7 @@ def test_overwriting_jobs_of_several_processes_do_not_drop_each_other(
     assert Path("t.csv").read_bytes() == whole
 
 
-@pytest.mark.parametrize("name", ["t.csv.json", "t.patients.csv"])
+@pytest.mark.parametrize("name", ["t.csv.json", "t.csv.patients.csv"])
 def test_what_lies_beside_is_not_overwritten_unasked(here, model: Model, name: str):
     Path(name).write_text("mine")
     with pytest.raises(InputError, match=f"{name}: exists; give --overwrite"):
@@ -548,7 +556,53 @@ def test_disk_that_is_full_at_the_end_costs_nothing(
     assert left_over() == [f"{out}.part"]
     assert len(list(Path(f"{out}.part").glob("*/rows.jsonl"))) == 4
     assert run(model, out=out, processes=last) is not None
-    assert left_over() == [out, f"{out}.json", "t.patients.csv"]
+    assert left_over() == [out, f"{out}.json", f"{out}.patients.csv"]
+
+
+@pytest.mark.parametrize("out", ["patients.jsonl", "images.jsonl", "job.csv"])
+def test_a_table_may_be_called_as_what_lies_in_the_log(here, model: Model, out: str):
+    run(model, out=out)
+    assert left_over() == [out, f"{out}.json", f"{out}.patients.csv"]
+    with Path(out).open(encoding="utf-8") as file:
+        assert sum(1 for _ in file) == NUMBER + out.endswith(".csv")
+
+
+def test_tables_of_one_name_in_two_formats_have_patients_of_their_own(
+    here: Path, model: Model
+):
+    run(model)
+    run(model, out="t.jsonl")
+    first, second = Path("t.csv.patients.csv"), Path("t.jsonl.patients.csv")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_is_no_number_is_a_row_with_that_reason(
+    here: Path, model: Model, monkeypatch
+):
+    whole = Model.probabilities
+
+    def broken(self: Model, images: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(images)) == 1, np.nan, whole(self, images))
+
+    monkeypatch.setattr(Model, "probabilities", broken)
+    counts = run(model)
+    assert counts is not None
+    told = [row for row in table() if row["error"].startswith("the network gives no")]
+    assert len(told) == 4  # of each block
+    assert all(row["probability"] == row["decision"] == "" for row in told)
+    assert counts["failed"] == 5
+
+
+def test_a_model_that_computes_otherwise_begins_nothing(
+    here: Path, model: Model, monkeypatch
+):
+    def damaged(self: Model) -> float:
+        raise InputError("its check cells give other outputs")
+
+    monkeypatch.setattr(Model, "self_check", damaged)
+    with pytest.raises(InputError, match="check cells"):
+        run(model)
+    assert not Path("t.csv").exists()
 
 
 def test_folder_that_must_not_be_written_to_is_told(here: Path, model: Model):

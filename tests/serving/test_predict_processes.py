@@ -104,10 +104,18 @@ def test_two_processes_of_which_one_was_killed_make_the_same_table(
     assert not (folder / "two.csv").exists()
     finish(begin(0))
     assert (folder / "two.csv").read_bytes() == whole.read_bytes()
-    patients = "two.patients.csv", "whole.patients.csv"
+    patients = "two.csv.patients.csv", "whole.csv.patients.csv"
     first, second = ((folder / name).read_bytes() for name in patients)
     assert first == second
     assert not log.parent.parent.exists()
+
+
+def test_a_cluster_that_is_not_there_is_told_and_nothing_begun(folder, tiny_model_dir):
+    process = start(folder, tiny_model_dir, "ray.csv", "--ray=auto")
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 2, error
+    assert "error: --ray=auto: no cluster answers there" in error
+    assert not list(folder.glob("ray.csv*"))
 
 
 def test_actors_of_ray_make_the_same_table(folder, tiny_model_dir, whole):

@@ -10,7 +10,6 @@ for what it serves the model in these figures, and for no choice of theirs.
 import dataclasses
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -214,8 +213,6 @@ def show(content: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates baselines beside a run: `WORKDIR`. Returns the exit code."""
     args = parser().parse_args(argv)
-    # TFDS recommends another decoder.
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
     def compare() -> None:
         content = evaluate(args.workdir.expanduser(), data=args.data, cache=args.cache)

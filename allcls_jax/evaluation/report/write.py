@@ -7,7 +7,6 @@ same bytes.
 """
 
 import functools
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,8 +136,6 @@ def _subtitle(folder: Folder) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report of a run: `report WORKDIR…`. Returns the exit code."""
     args = parser().parse_args(argv)
-    # TFDS recommends another decoder.
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
     def report() -> None:
         written = write_report(

@@ -1,0 +1,30 @@
+"""The notebook of the tour runs from its first cell to its last, without a network."""
+
+from pathlib import Path
+
+import jupyter_client
+import nbclient
+import nbformat
+import pytest
+
+NOTEBOOK = Path(__file__).resolve().parents[2] / "docs" / "tour.ipynb"
+
+
+# Of ipykernel's and traitlets' own making; the notebook's are its outputs.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_tour_runs_and_shows_what_it_showed():
+    notebook = nbformat.read(NOTEBOOK, 4)
+    kinds = _kinds(notebook)
+    assert "image/png" in kinds or "image/jpeg" in kinds
+    kernel = jupyter_client.AsyncKernelManager(kernel_name="python3", transport="ipc")
+    nbclient.NotebookClient(notebook, km=kernel, timeout=300).execute()
+    assert _kinds(notebook) == kinds
+
+
+def _kinds(notebook: nbformat.NotebookNode) -> list[str]:
+    """Returns the kind of each output, in order."""
+    return [
+        next(iter(output.get("data", {output["output_type"]: None})))
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    ]
