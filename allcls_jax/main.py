@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from allcls_jax import command_line, config_files, config_rules
@@ -72,6 +72,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _dispatch(_: Sequence[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # absl has just raised it
     config: Config = config_rules.validate(_CONFIG.value)
     # JAX takes most of a second, which --help and a typing error need not wait for.
     from allcls_jax.experiments import evaluate, start

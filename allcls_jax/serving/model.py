@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from allcls_jax.experiments.model_directory import LABELS, CheckCells
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.training import sharding
 
+_BATCH_SIZE = 32
 COVERAGE = 0.9  # of the images, those that the model is surest of, get a decision
 THRESHOLD = "0.5"
 
@@ -122,7 +125,8 @@ class Model:
         self.sha256 = found.sha256
         self.record = found.record
         self.batch_size = batch_size
-        self._validation = found.validation
+        validation = _log_odds(found.validation)
+        self._margin = functools.lru_cache(functools.partial(_margin, validation))
         self._shardings = sharding.data_parallel(jax.local_devices())
         self._params = self._shardings.put_replicated(found.classifier.params)
         self._logits = jax.jit(found.classifier.logits)
@@ -210,18 +214,39 @@ class Model:
             an image nearer to the threshold than all of these the model abstains.
           patient: if known.
         """
-        margin = self.margin(threshold, coverage)
-        apart = abs(_log_odds(probability) - _log_odds(threshold))
-        both = np.array([probability, 1 - probability])
+        (row,) = self.decisions([probability], threshold=threshold, coverage=coverage)
         return Prediction(
             image=name,
             patient=patient,
             probability=probability,
-            decision=LABELS[ALL] if probability > threshold else LABELS[HEM],
-            uncertainty=float(special.entr(both).sum() / math.log(2)),
-            abstain=bool(apart < margin),
             warnings=cell.warnings,
+            **row,
         )
+
+    def decisions(
+        self, probabilities: Sequence[float], *, threshold: float, coverage: float
+    ) -> list[dict[str, Any]]:
+        """Returns `decision`, `uncertainty` and `abstain` of each probability.
+
+        Args:
+          probabilities: from `probabilities`.
+          threshold: as for `prediction`.
+          coverage: as for `prediction`.
+
+        Raises:
+          InputError: as for `margin`.
+        """
+        margin = self.margin(threshold, coverage)
+        given = np.asarray(probabilities, np.float64)
+        called = (given > threshold).tolist()
+        entropy = (special.entr(given) + special.entr(1 - given)) / math.log(2)
+        near = np.abs(_log_odds(given) - _log_odds(threshold)) < margin
+        return [
+            {"decision": LABELS[ALL if is_all else HEM], "uncertainty": u, "abstain": a}
+            for is_all, u, a in zip(
+                called, entropy.tolist(), near.tolist(), strict=True
+            )
+        ]
 
     def margin(self, threshold: float, coverage: float) -> float:
         """Returns the least distance in log odds at which a decision is made.
@@ -238,7 +263,7 @@ class Model:
                 f"--coverage={coverage:g}: must be above 0 and at most 1, the share of "
                 "images to decide"
             )
-        return _margin(tuple(self._validation.tolist()), threshold, coverage)
+        return self._margin(threshold, coverage)
 
     def self_check(self) -> float:
         """Computes the check cells on the devices that are here.
@@ -263,7 +288,7 @@ class Model:
         return difference
 
 
-def open_model(path: Path | str, *, batch_size: int = 32) -> Model:
+def open_model(path: Path | str, *, batch_size: int | None = None) -> Model:
     """Opens a model directory, a run's folder, or a zip of either.
 
     Of a run without a model directory, such as a fold of a cross-validation, it is made
@@ -272,24 +297,27 @@ def open_model(path: Path | str, *, batch_size: int = 32) -> Model:
     Args:
       path: of it.
       batch_size: images that go through the network at once, over all devices of this
-        process.
+        process; None: 32, or so many more that each device gets as many.
 
     Raises:
       InputError: if there is no model, it is damaged, or another version's.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # noqa: PTH111 (no error for ~nobody)
     inside = path / model_directory.FOLDER
     if (path / folder.CONFIG_FILE).exists() and not inside.exists():
         # Training's packages take seconds, which a model directory need not wait for.
         from allcls_jax.experiments.leave_model import leave_from_checkpoint
 
         leave_from_checkpoint(path)
+    if batch_size is None:
+        devices = jax.local_device_count()
+        batch_size = -(-_BATCH_SIZE // devices) * devices
     return Model(model_directory.read(path), batch_size)
 
 
-@functools.lru_cache
-def _margin(validation: tuple[float, ...], threshold: float, coverage: float) -> float:
-    apart = np.abs(_log_odds(np.array(validation)) - _log_odds(threshold))
+def _margin(validation: np.ndarray, threshold: float, coverage: float) -> float:
+    """Returns the margin, given the log odds of the validation images."""
+    apart = np.abs(validation - _log_odds(threshold))
     return float(np.quantile(apart, 1 - coverage)) if coverage < 1 else 0.0
 
 
