@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin
 
 from allcls_jax.data.cell_mask import box_of, find_cell
 from allcls_jax.errors import InputError
@@ -47,7 +47,9 @@ def decode(data: bytes, *, name: str) -> np.ndarray:
 
 
 def num_pixels(data: bytes, *, name: str) -> int:
-    """Returns how many pixels a picture says it has; none of them is decoded.
+    """Returns how many pixels decoding a picture takes, by its header alone.
+
+    These are the picture's own, or those of a TIFF's tile or strip where it is larger.
 
     Args:
       data: a whole BMP, PNG, JPEG or TIFF file.
@@ -57,7 +59,7 @@ def num_pixels(data: bytes, *, name: str) -> int:
       BadImage: if the header cannot be read, or tells of more than `MAX_PIXELS`.
     """
     with _opened(data, name) as picture:
-        return picture.width * picture.height
+        return _num_pixels(picture)
 
 
 def zero_background(image: np.ndarray) -> np.ndarray:
@@ -268,6 +270,8 @@ def _resized(
     return result
 
 
+_ALL_ROWS = 2**32 - 1  # a TIFF's word for one strip with all there are
+
 _TOO_LARGE = (
     f"has more than {MAX_PIXELS:,} pixels",
     "cut out the single cells first",
@@ -284,7 +288,7 @@ def _check_frame(picture: Image.Image, name: str) -> None:
     width, height = picture.size
     if width < 1 or height < 1:
         raise _bad(name, f"has {width} x {height} pixels", "leave it out")
-    if width * height > MAX_PIXELS:
+    if _num_pixels(picture) > MAX_PIXELS:
         raise _bad(name, *_TOO_LARGE)
     frames = getattr(picture, "n_frames", 1)
     # The further pictures of a phone's JPEG (MPO) are previews of the first.
@@ -292,6 +296,25 @@ def _check_frame(picture: Image.Image, name: str) -> None:
         raise _bad(
             name, f"holds {frames} pictures", "save each cell as a file of its own"
         )
+
+
+def _num_pixels(picture: Image.Image) -> int:
+    """Returns the pixels of what the decoder makes room for."""
+    most = picture.width * picture.height
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return most
+    tags = picture.tag_v2
+    width, length, rows = (
+        int(tags.get(tag, 0))
+        for tag in (
+            TiffImagePlugin.TILEWIDTH,
+            TiffImagePlugin.TILELENGTH,
+            TiffImagePlugin.ROWSPERSTRIP,
+        )
+    )
+    if rows == _ALL_ROWS or picture.tile[0].codec_name != "libtiff":
+        rows = 0  # nothing is made for a strip
+    return max(most, width * length, picture.width * rows)
 
 
 def _upright(picture: Image.Image) -> Image.Image:

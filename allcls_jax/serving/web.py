@@ -35,6 +35,9 @@ _PAGES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.js": ("app.js", "text/javascript; charset=utf-8"),
     "/cells.js": ("cells.js", "text/javascript; charset=utf-8"),
+    "/heat_maps.js": ("heat_maps.js", "text/javascript; charset=utf-8"),
+    "/sending.js": ("sending.js", "text/javascript; charset=utf-8"),
+    "/words.js": ("words.js", "text/javascript; charset=utf-8"),
     "/style.css": ("style.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
@@ -158,11 +161,11 @@ def _add_interface(app: FastAPI, service: Service) -> None:
         return Response(png, media_type="image/png")
 
     @app.post("/api/v1/decide", response_model=schema.Decisions, responses=_PROBLEMS)
-    async def decide(asked: schema.DecideRequest) -> Any:
+    def decide(asked: schema.DecideRequest) -> Response:
         """Returns the decisions at another threshold, without computing anew."""
         threshold = None if asked.threshold is None else str(asked.threshold)
         coverage = COVERAGE if asked.coverage is None else asked.coverage
-        return service.decide(asked.probabilities, threshold, coverage)
+        return JSONResponse(service.decide(asked.probabilities, threshold, coverage))
 
     @app.get(
         "/api/v1/cells/{name}",
@@ -257,7 +260,8 @@ def _answer_mistakes(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def answer(_: Request, error: HTTPException) -> Response:
-        return _problem(error.status_code, str(error.detail), "see /docs")
+        what = {"error": str(error.detail), "remedy": "see /docs"}
+        return JSONResponse(what, error.status_code, error.headers)
 
     @app.exception_handler(ClientDisconnect)
     async def nobody(_: Request, __: ClientDisconnect) -> Response:
@@ -285,7 +289,8 @@ def _problem(status: int, what: str, remedy: str) -> Response:
 def _to_csv(answer: dict[str, Any]) -> str:
     """Returns the rows as a table that carries the disclaimer and notes."""
     text = io.StringIO()
-    table = csv.writer(text)
+    # All text in quotes: some spreadsheets would cut it at semicolons.
+    table = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
     table.writerow([*COLUMNS, "threshold", "model_sha256", "notes", "disclaimer"])
     tail = [
         answer["threshold"],

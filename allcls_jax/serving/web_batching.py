@@ -56,6 +56,7 @@ class Batcher:
         self._wait = wait
         self._changed = threading.Condition()
         self._queue: collections.deque[tuple[Seen, Future]] = collections.deque()
+        self._unfinished: set[Future] = set()
         self._coming = 0
         self._open = False
         self._readers = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "read")
@@ -73,7 +74,8 @@ class Batcher:
             self._open = False
             self._changed.notify_all()
         self._runner.join()
-        for _, future in self._queue:
+        # Also of what was never read, or was read after the last batch.
+        for future in tuple(self._unfinished):
             future.cancel()
         self._queue.clear()
 
@@ -84,6 +86,8 @@ class Batcher:
           read: is called in a thread; what it raises, the future raises.
         """
         future: Future[tuple[Seen, float]] = Future()
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
         with self._changed:
             self._coming += 1
         try:
@@ -91,6 +95,7 @@ class Batcher:
         except BaseException:
             with self._changed:
                 self._coming -= 1
+            future.cancel()
             raise
         return future
 
@@ -121,11 +126,12 @@ class Batcher:
             try:
                 images = np.stack([seen.image for seen, _ in batch])
                 found = self._model.probabilities(images).tolist()
+                results = list(zip(batch, found, strict=True))
             except BaseException as error:
                 for _, future in batch:
                     future.set_exception(error)
                 continue
-            for (seen, future), probability in zip(batch, found, strict=True):
+            for (seen, future), probability in results:
                 future.set_result((seen, probability))
 
     def _next(self) -> list[tuple[Seen, Future]] | None:

@@ -11,7 +11,7 @@ import python_multipart
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from allcls_jax.serving.web_limits import Limits, Refused, too_large
+from allcls_jax.serving.web_limits import Limits, Refused
 
 _FIELDS = 16  # of a form, besides its files
 _FIELD_BYTES = 4096
@@ -43,7 +43,7 @@ async def read_form(
     """Reads a form (multipart/form-data) as it comes, into memory.
 
     Args:
-      stream: the body.
+      stream: the body; how long it may be is for who gives it to know.
       content_type: its header.
       limits: of the request.
       take: is called with the number of bytes of each piece before it is kept.
@@ -74,11 +74,7 @@ async def read_form(
                 "on_end": reader.finish,
             },
         )
-        length = 0
         async for piece in stream:
-            length += len(piece)
-            if length > limits.max_upload:
-                raise too_large(limits)
             take(len(piece))
             parser.write(piece)
         parser.finalize()
@@ -109,9 +105,17 @@ class _FormReader:
         self._file: str | None = None
         self._pieces: list[bytes] = []
         self._length = 0
+        self._parts = 0
 
     def begin(self) -> None:
         """A part begins."""
+        self._parts += 1
+        if self._parts > self._limits.max_files + _FIELDS:
+            raise Refused(
+                413,
+                f"the upload has more than {self._limits.max_files:,} files",
+                "send fewer at once",
+            )
         self._headers, self._pieces, self._length = {}, [], 0
 
     def begin_header(self) -> None:
@@ -142,12 +146,6 @@ class _FormReader:
         self._file = None if name is None else shown_name(name)
         if self._file is None and len(self.form.fields) >= _FIELDS:
             raise _broken_form(f"it has more than {_FIELDS} fields")
-        if len(self.form.files) > self._limits.max_files:
-            raise Refused(
-                413,
-                f"the upload has more than {self._limits.max_files:,} files",
-                "send fewer at once",
-            )
 
     def add(self, data: bytes, start: int, end: int) -> None:
         """A piece of a part."""

@@ -5,14 +5,16 @@ name a host that is ours (no DNS rebinding), posts must come from our own pages 
 programs (no forgery), and no CORS header is ever given.
 """
 
+import asyncio
+import contextlib
 import ipaddress
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from allcls_jax.serving.web_limits import Limits, Refused, busy, too_large
+from allcls_jax.serving.web_limits import MIB, Limits, Refused, busy, too_large
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -22,6 +24,11 @@ _POLICY = (
 _DOCS_POLICY = _POLICY.replace(
     "style-src 'self'", "style-src 'self' 'unsafe-inline'"
 ).replace("img-src 'self'", "img-src 'self' data:")
+
+# Forms are read as they come; whatever else is sent is small, and soon there.
+_FORMS = ("/api/v1/predict", "/api/v1/explain")
+_OTHER_BYTES = 4 * MIB
+_OTHER_SECONDS = 10.0
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -82,15 +89,25 @@ class Guard:
             self._check_origin(headers, writes=writes)
             if writes and self._posts >= self._limits.max_requests:
                 raise busy("too many requests are being answered at the moment")
+            if scope["path"] in _FORMS:
+                body = _Body(receive, self._limits.max_upload, self._limits.timeout)
+            else:
+                seconds = min(_OTHER_SECONDS, self._limits.timeout)
+                body = _Body(receive, _OTHER_BYTES, seconds)
             length = headers.get(b"content-length", b"0")
-            if length.isdigit() and int(length[:20]) > self._limits.max_upload:
-                raise too_large(self._limits)
+            if length.isdigit() and int(length[:20]) > body.most:
+                raise too_large(body.most)
         except Refused as refused:
             await _send_refusal(refused, send_guarded)
             return
         self._posts += writes
         try:
-            await self.app(scope, receive, send_guarded)
+            if scope["path"] not in _FORMS:
+                # What reads JSON would call a refusal a mistake in it.
+                await body.read_ahead()
+            await _unless_left(self.app(scope, body.receive, send_guarded), body)
+        except Refused as refused:
+            await _send_refusal(refused, send_guarded)
         finally:
             self._posts -= writes
 
@@ -126,6 +143,75 @@ class Guard:
         return address.is_loopback or not self._loopback
 
 
+class _Body:
+    """What a client sends: counted, in time, and then the word that it has left."""
+
+    def __init__(self, receive: Receive, most: int, seconds: float):
+        self.most = most
+        self._receive = receive
+        self._seconds = seconds
+        self._until = asyncio.get_running_loop().time() + seconds
+        self._length = 0
+        self._whole = asyncio.Event()
+        self._left = asyncio.Event()
+        self._ahead: list[Message] = []
+
+    async def receive(self) -> Message:
+        """Returns the next message.
+
+        Raises:
+          Refused: if it is too long, or late.
+        """
+        if self._ahead:
+            return self._ahead.pop(0)
+        if self._whole.is_set():
+            await self._left.wait()
+            return {"type": "http.disconnect"}
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise Refused(
+                408,
+                f"the upload took longer than {self._seconds:g} seconds",
+                "send less at once, or start the server with a larger --timeout",
+            ) from error
+        self._length += len(message.get("body", b""))
+        if self._length > self.most:
+            raise too_large(self.most)
+        if not message.get("more_body"):
+            self._whole.set()
+        return message
+
+    async def read_ahead(self) -> None:
+        """Reads all of it, for `receive` to give; raises as it."""
+        read = []
+        while not self._whole.is_set():
+            read.append(await self.receive())
+        self._ahead = read
+
+    async def wait_until_left(self) -> None:
+        """Returns when all was read and the client does not wait any more."""
+        await self._whole.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left.set()
+
+
+async def _unless_left(answering: Awaitable[None], body: _Body) -> None:
+    """Answers, and drops it when the client has left."""
+    answer = asyncio.ensure_future(answering)
+    left = asyncio.create_task(body.wait_until_left())
+    try:
+        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        left.cancel()
+        if not answer.done():
+            answer.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await answer
+
+
 def refusal(refused: Refused) -> dict[str, Any]:
     """Returns what the client is told."""
     return {"error": refused.what, "remedy": refused.remedy}
@@ -145,6 +231,8 @@ async def _send_refusal(refused: Refused, send: Send) -> None:
         (b"content-length", str(len(body)).encode()),
         *((a.encode(), b.encode()) for a, b in refusal_headers(refused).items()),
     ]
+    if refused.status in (408, 413):  # the rest of it is not read
+        headers.append((b"connection", b"close"))
     start = {"type": "http.response.start", "status": refused.status}
     await send({**start, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -99,11 +99,11 @@ def busy(what: str) -> Refused:
     return Refused(503, what, "try again in a moment", retry_after=1)
 
 
-def too_large(limits: Limits) -> Refused:
-    """Returns the refusal of a request that is too long."""
+def too_large(most: int) -> Refused:
+    """Returns the refusal of a request that is longer than so many bytes."""
     return Refused(
         413,
-        f"the upload is larger than {in_mib(limits.max_upload)}",
+        f"the upload is larger than {in_mib(most)}",
         "send fewer files at once, or start the server with a larger --max_upload",
     )
 

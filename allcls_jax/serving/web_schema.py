@@ -93,7 +93,6 @@ class About(Heading):
     temperature: float = Field(description="of the calibration")
     domain: dict[str, Any] = Field(description="size and colour of the training cells")
     versions: dict[str, str]
-    written: str = Field(description="when the model was written")
     methods: list[str] = Field(description="of heat maps")
     limits: dict[str, int] = Field(description="of one upload, in bytes, files, pixels")
 
@@ -102,7 +101,7 @@ class DecideRequest(BaseModel):
     """Probabilities that were computed before."""
 
     probabilities: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        examples=[[0.9312, 0.42]]
+        max_length=100_000, fail_fast=True, examples=[[0.9312, 0.42]]
     )
     threshold: str | float | None = Field(
         None, description="a name or a number in (0, 1)", examples=["youden"]
@@ -118,7 +117,7 @@ class Decision(BaseModel):
     abstain: bool
 
 
-class Decisions(BaseModel):
+class Decisions(Heading):
     """In the order of the probabilities."""
 
     threshold: float
@@ -129,7 +128,7 @@ class Decisions(BaseModel):
 class ForgetRequest(BaseModel):
     """Pictures that are not needed any more."""
 
-    ids: list[str] = Field(max_length=100_000)
+    ids: list[str] = Field(max_length=100_000, fail_fast=True)
 
 
 class Forgotten(BaseModel):

@@ -11,7 +11,9 @@ import functools
 import io
 import itertools
 import secrets
+import struct
 import zipfile
+import zlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,9 +23,10 @@ import numpy as np
 from allcls_jax import __version__
 from allcls_jax.command_line import DISCLAIMER
 from allcls_jax.config import SyntheticConfig
-from allcls_jax.data import cnmc, synthetic, transforms
+from allcls_jax.data import synthetic, transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving.model import COVERAGE, Cell, Model, Prediction, failed
+from allcls_jax.serving.inputs import patient_in
+from allcls_jax.serving.model import COVERAGE, Cell, Model, failed
 from allcls_jax.serving.web_batching import Batcher, Seen
 from allcls_jax.serving.web_forms import Form, read_form
 from allcls_jax.serving.web_kept import Kept
@@ -39,7 +42,6 @@ from allcls_jax.serving.web_zips import Upload, is_zip, uploads_of
 METHODS = ("gradcam", "gradcam++")  # those that take no more than a few passes
 
 _EXAMPLES = 8
-_MOST_DECISIONS = 100_000
 _MOST_MAPS = 64  # that wait at a time
 
 HeatMap = Callable[..., bytes]  # as `explain_pictures.heat_map_png`
@@ -108,9 +110,10 @@ class Service:
           InputError: if a field is wrong.
         """
         with self._memory.hold() as take:
-            form = await self._receive(stream, content_type, take)
+            form = await read_form(stream, content_type, self.limits, take)
             threshold = self.model.threshold(form.fields.get("threshold") or None)
             coverage = _coverage(form.fields.get("coverage"))
+            self.model.margin(threshold, coverage)  # or there is no such coverage
             keep = _flag(form.fields, "keep")
             async with self._in_time():
                 uploads, passed_over = await self._uploads(form)
@@ -133,7 +136,7 @@ class Service:
           InputError: if a field is wrong or the picture cannot be read.
         """
         with self._memory.hold() as take:
-            form = await self._receive(stream, content_type, take)
+            form = await read_form(stream, content_type, self.limits, take)
             settings = self._map_settings(
                 form.fields.get("method") or METHODS[0],
                 form.fields.get("block") or "5",
@@ -176,30 +179,16 @@ class Service:
         """Returns decisions at another threshold of probabilities that were given.
 
         Raises:
-          Refused: if there are too many.
           InputError: if the threshold or the coverage is none.
         """
-        if len(probabilities) > _MOST_DECISIONS:
-            raise Refused(
-                413,
-                f"there are {len(probabilities):,} probabilities",
-                f"send at most {_MOST_DECISIONS:,} at once",
-            )
         value = self.model.threshold(threshold)
-        nothing = Cell(np.zeros((0, 0, 3), np.uint8), 0, ())
-        rows = []
-        for probability in probabilities:
-            row = self.model.prediction(
-                "", nothing, probability, threshold=value, coverage=coverage
-            )
-            rows.append(
-                {
-                    "decision": row.decision,
-                    "uncertainty": row.uncertainty,
-                    "abstain": row.abstain,
-                }
-            )
-        return {"threshold": value, "coverage": coverage, "rows": rows}
+        rows = self.model.decisions(probabilities, threshold=value, coverage=coverage)
+        return {
+            **self._heading(),
+            "threshold": value,
+            "coverage": coverage,
+            "rows": rows,
+        }
 
     def describe(self) -> dict[str, Any]:
         """Returns what there is to know of the model and the limits."""
@@ -214,7 +203,6 @@ class Service:
             "temperature": self.model.classifier.temperature,
             "domain": self.model.domain.to_json(),
             "versions": {"allcls_jax": __version__, "written_by": record["package"]},
-            "written": record["written"],
             "methods": list(METHODS),
             "limits": {
                 "max_upload": self.limits.max_upload,
@@ -233,22 +221,6 @@ class Service:
                 png = transforms.encode_png(synthetic.draw(config, index))
                 archive.writestr(f"synthetic_{index + 1}.png", png)
         return packed.getvalue()
-
-    async def _receive(
-        self,
-        stream: AsyncIterable[bytes],
-        content_type: str,
-        take: Callable[[int], None],
-    ) -> Form:
-        try:
-            async with asyncio.timeout(self.limits.timeout):
-                return await read_form(stream, content_type, self.limits, take)
-        except TimeoutError as error:
-            raise Refused(
-                408,
-                f"the upload took longer than {self.limits.timeout:g} seconds",
-                "send fewer files at once, or start the server with a larger --timeout",
-            ) from error
 
     async def _uploads(self, form: Form) -> tuple[list[Upload], list[str]]:
         # Only the list of a zip takes long enough for a thread to be worth it.
@@ -277,18 +249,18 @@ class Service:
         # Others' pictures come in between those of a large upload.
         window = asyncio.Semaphore(2 * self.model.batch_size)
 
-        async def row(upload: Upload) -> dict[str, Any]:
-            name, patient = upload.name, _patient_in(upload.name)
+        async def row(upload: Upload) -> tuple[dict[str, Any], bytes]:
+            name, patient = upload.name, patient_in(upload.name)
             # Only what can be fetched again needs a name that cannot be guessed.
             token = secrets.token_urlsafe(12) if keep else str(next(self._numbers))
-            found: Prediction
             async with window:
                 work = self._batcher.submit(lambda: self._seen(upload, keep=keep))
                 try:
                     seen, probability = await asyncio.wrap_future(work)
                 except InputError as error:
                     reason = str(error).removeprefix(f"{name}: ")
-                    return {"id": token, **failed(name, reason, patient).to_dict()}
+                    told = failed(name, reason, patient).to_dict()
+                    return {"id": token, **told}, b""
             cell, png = seen.rest
             found = self.model.prediction(
                 name,
@@ -298,15 +270,19 @@ class Service:
                 coverage=coverage,
                 patient=patient,
             )
-            if keep:
-                self.kept.put(token, png)
-            return {"id": token, **found.to_dict()}
+            return {"id": token, **found.to_dict()}, png
 
-        if len(uploads) == 1:
-            return [await row(uploads[0])]
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(row(upload)) for upload in uploads]
-        return [task.result() for task in tasks]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(row(upload)) for upload in uploads]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+        # Only now: of an answer that nobody waits for, nothing is kept.
+        found = [task.result() for task in tasks]
+        for told, png in found:
+            if png:
+                self.kept.put(told["id"], png)
+        return [told for told, _ in found]
 
     def _seen(self, upload: Upload, *, keep: bool) -> Seen:
         cell = self._read(upload)
@@ -334,9 +310,10 @@ class Service:
         self._maps_waiting += 1
         try:
             draw = functools.partial(self._heat_map, self.model, image, **settings)
-            return await asyncio.get_running_loop().run_in_executor(
+            png = await asyncio.get_running_loop().run_in_executor(
                 self._explainer, draw
             )
+            return _labelled(png, " ".join([DISCLAIMER, *self.model.notes]))
         finally:
             self._maps_waiting -= 1
 
@@ -355,10 +332,12 @@ def _package_heat_map(model: Model, image: np.ndarray, **settings: Any) -> bytes
     return heat_map_png(model, image, **settings)
 
 
-def _patient_in(name: str) -> str | None:
-    """Returns the patient that a file's own name tells, if it is one of C-NMC 2019."""
-    file = name.replace("\\", "/").replace("!", "/").rpartition("/")[2]
-    return cnmc.patient_of(file.rpartition(".")[0])
+def _labelled(png: bytes, text: str) -> bytes:
+    """Returns a PNG that carries a text as its `Disclaimer`."""
+    chunk = b"iTXtDisclaimer\0\0\0\0\0" + text.encode()
+    sums = struct.pack(">I", len(chunk) - 4), struct.pack(">I", zlib.crc32(chunk))
+    head = 33  # the signature and the first chunk
+    return b"".join((png[:head], sums[0], chunk, sums[1], png[head:]))
 
 
 def _coverage(text: str | None) -> float:

@@ -1,9 +1,10 @@
+import io
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from scipy import ndimage
 
 from allcls_jax.data import transforms
@@ -306,3 +307,47 @@ def test_the_pixels_of_a_picture_are_told_from_its_header(kind: str):
     assert transforms.num_pixels(data[:-300], name="x") == 600
     with pytest.raises(BadImage, match="x: not a picture"):
         transforms.num_pixels(b"these are words", name="x")
+
+
+def _tiff(**tags: int) -> bytes:
+    """A compressed TIFF of one pixel that tells of a larger tile or strip."""
+    file = io.BytesIO()
+    names = {"width": 322, "length": 323, "rows": 278}
+    told = TiffImagePlugin.ImageFileDirectory_v2()
+    for name, value in tags.items():
+        told[names[name]] = value
+    Image.new("RGB", (1, 1)).save(file, "TIFF", compression="tiff_deflate")
+    data = file.getvalue()
+    with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as picture:
+        held = {tag: picture.tag_v2[tag] for tag in (256, 257, 258, 259, 262, 277)}
+        place, length = picture.tag_v2[273][0], picture.tag_v2[279][0]
+    strip = data[place : place + length]
+    for tag, value in held.items():
+        told[tag] = value
+    told[324 if "width" in tags else 273] = 8
+    told[325 if "width" in tags else 279] = len(strip)
+    start = 8 + len(strip) + len(strip) % 2
+    return (
+        b"II*\0" + start.to_bytes(4, "little") + strip.ljust(start - 8, b"\0")
+    ) + told.tobytes(start)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({"width": 8000, "length": 8000}, 64_000_000),
+        ({"width": 16, "length": 16}, 256),
+        ({"rows": 50_000_000}, 50_000_000),
+        ({"rows": 2**32 - 1}, 1),
+    ],
+)
+def test_the_pixels_of_a_tile_or_strip_count(tags: dict[str, int], expected: int):
+    assert transforms.num_pixels(_tiff(**tags), name="x") == expected
+
+
+@pytest.mark.parametrize(
+    "tags", [{"width": 16_000, "length": 16_000}, {"rows": 200_000_000}]
+)
+def test_a_tile_or_strip_that_is_too_large_is_not_decoded(tags: dict[str, int]):
+    with pytest.raises(BadImage, match="x: has more than 100,000,000 pixels"):
+        prepare(_tiff(**tags), name="x", max_side=None, crop=None, size=8)

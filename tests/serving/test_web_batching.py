@@ -141,3 +141,32 @@ def test_closing_ends_with_work_left(model: Counts):
     batcher.close()
     assert futures[0].result(1)[0].rest == 1
     assert not batcher._runner.is_alive()
+
+
+def test_closing_leaves_nobody_waiting(model: Counts):
+    batcher = Batcher(model)
+    batcher.start()
+    model.go.clear()
+
+    def slowly() -> Seen:
+        time.sleep(0.02)
+        return picture(1)
+
+    futures = [batcher.submit(slowly) for _ in range(20)]
+    time.sleep(0.05)
+    threading.Timer(0.1, model.go.set).start()
+    batcher.close()
+    assert all(future.done() for future in futures)
+    with pytest.raises(RuntimeError):
+        batcher.submit(slowly)
+    assert not batcher._unfinished
+
+
+def test_a_model_that_answers_for_too_few_fails_those_alone(
+    model: Counts, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "probabilities", lambda images: np.zeros(0))
+        with pytest.raises(ValueError, match="zip"):
+            batcher.submit(lambda: picture(1)).result(10)
+    assert batcher.submit(lambda: picture(51)).result(10)[1] == pytest.approx(0.2)

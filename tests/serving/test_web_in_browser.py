@@ -2,108 +2,16 @@
 
 import csv
 import io
-import shutil
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from allcls_jax.command_line import DISCLAIMER
-from allcls_jax.config import SyntheticConfig
-from allcls_jax.data import synthetic, transforms
 from allcls_jax.serving.model import Model
-from allcls_jax.serving.web import create_app
-from allcls_jax.serving.web_limits import Limits
-from tests.serving.web_client import running
+from tests.serving.web_client import upload
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A Chromium of the distribution; playwright brings none."""
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
-        pytest.skip(f"no browser on PATH: install one of {', '.join(_NAMES)}")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-        )
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def url(tiny_model: Model) -> Iterator[str]:
-    limits = Limits(max_upload=2_000_000, max_files=20)
-    with running(create_app(tiny_model, limits=limits)) as port:
-        yield f"http://127.0.0.1:{port}/"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four cells, a text called .bmp, a photograph, a large file, and two zips."""
-    folder = tmp_path_factory.mktemp("pictures")
-    config = SyntheticConfig(num_images=6, num_patients=6)
-    cells = [transforms.encode_png(synthetic.draw(config, at)) for at in range(6)]
-    for at, data in enumerate(cells[:4]):
-        (folder / f"cell_{at + 1}.png").write_bytes(data)
-    (folder / "words.bmp").write_text("these are words")
-    (folder / "large.bmp").write_bytes(bytes(3_000_000))
-    grey = np.full((300, 300, 3), 180, np.uint8)
-    (folder / "<b>photo<img src=x>.png").write_bytes(transforms.encode_png(grey))
-    with zipfile.ZipFile(folder / "two.zip", "w") as archive:
-        archive.writestr("slide/cell_5.png", cells[4])
-        archive.writestr("slide/cell_6.png", cells[5])
-        archive.writestr("readme.txt", "words")
-    with zipfile.ZipFile(folder / "many.zip", "w") as archive:
-        for at in range(21):
-            archive.writestr(f"{at}.png", b"-")
-    return folder
-
-
-@pytest.fixture
-def opened(
-    browser: Browser, url: str, request: pytest.FixtureRequest
-) -> Iterator[tuple[Page, list[str]]]:
-    """The page, and what its console said or it asked of others."""
-    width, scheme = getattr(request, "param", (1280, "light"))
-    context = browser.new_context(
-        viewport={"width": width, "height": 800},
-        color_scheme=scheme,
-        reduced_motion="reduce",
-        accept_downloads=True,
-    )
-    page = context.new_page()
-    page.set_default_timeout(20_000)
-    said: list[str] = []
-
-    def watch(route: Route) -> None:
-        if route.request.url.startswith((url, "blob:")):
-            route.continue_()
-        else:
-            said.append(f"asked {route.request.url[:80]}")
-            route.abort()
-
-    page.route("**/*", watch)
-    # Listening from the beginning, so that no dialog opens before playwright looks.
-    page.on("filechooser", lambda chooser: None)
-    page.on("console", lambda message: said.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.goto(url)
-    page.wait_for_selector("#facts code")
-    yield page, said
-    context.close()
-
-
-def upload(page: Page, folder: Path, *names: str) -> None:
-    page.set_input_files("#files", [folder / name for name in names])
-    page.wait_for_selector("#rows tr")
-    expect(page.locator("#progress")).to_be_hidden(timeout=20_000)
+pytest_plugins = ["tests.serving.web_page"]
 
 
 def names(page: Page) -> list[str]:
@@ -124,7 +32,7 @@ def test_the_page_tells_what_to_do_and_what_it_is_not(opened: tuple[Page, list[s
     ).to_be_visible()
     expect(page.locator("#results")).to_be_hidden()
     page.mouse.wheel(0, 5000)
-    strip = page.locator(".strip")
+    strip = page.locator("body > .strip")
     expect(strip).to_be_in_viewport()
     expect(strip).to_contain_text(DISCLAIMER)
     expect(strip).to_contain_text("synthetic cells")
@@ -330,7 +238,7 @@ def test_it_fits_and_can_be_read(opened: tuple[Page, list[str]], folder: Path):
     )
     width = page.evaluate("document.documentElement.clientWidth")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    expect(page.locator(".strip")).to_be_in_viewport()
+    expect(page.locator("body > .strip")).to_be_in_viewport()
     low = page.evaluate(
         """() => {
           const light = colour => {
@@ -366,4 +274,25 @@ def test_the_description_of_the_interface_needs_nobody_else(
     page.goto(f"{url}docs")
     expect(page.get_by_text("/api/v1/predict", exact=True)).to_be_visible()
     page.wait_for_load_state("networkidle")
+    page.mouse.wheel(0, 5000)
+    strip = page.locator(".strip")
+    expect(strip).to_be_in_viewport()
+    expect(strip).to_contain_text(DISCLAIMER)
+    expect(strip).to_contain_text("synthetic cells")
     assert said == []
+
+
+@pytest.mark.parametrize(
+    "opened", [(1280, "light", 600), (640, "light", 360)], indirect=True, ids=str
+)
+def test_a_close_look_says_what_it_is_not(opened: tuple[Page, list[str]], folder: Path):
+    page, _ = opened
+    upload(page, folder, "cell_1.png")
+    page.locator("#rows button.thumb").click()
+    strip = page.locator("dialog .strip p")
+    page.locator("#viewer").evaluate("e => e.scrollTo(0, 0)")
+    expect(strip).to_be_in_viewport(ratio=1)
+    expect(strip).to_contain_text(DISCLAIMER)
+    expect(strip).to_contain_text("synthetic cells")
+    page.locator("#viewer").evaluate("e => e.scrollTo(0, 9999)")
+    expect(strip).to_be_in_viewport(ratio=1)

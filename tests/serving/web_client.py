@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from allcls_jax.serving import web_server
@@ -79,3 +80,10 @@ def predict(
     """Sends files to the interface."""
     body = form(files, **(fields or {}))
     return ask(port, "/api/v1/predict", body, content_type=FORM)
+
+
+def upload(page: Any, folder: Path, *names: str) -> None:
+    """Chooses files on the page, a `playwright.sync_api.Page`, and waits for rows."""
+    page.set_input_files("#files", [folder / name for name in names])
+    page.wait_for_selector("#rows tr")
+    page.wait_for_selector("#progress", state="hidden")

@@ -1,23 +1,24 @@
-// The page: sends files, keeps what comes back, and shows it. Asks this server alone.
+// The page: keeps what comes back, and shows it. Asks this server alone.
 import {
-  arranged, counted, decision, make, meter, percent, remarks, row, sentence, toCsv, verdict,
+  arranged, counted, decision, make, meter, percent, remarks, row, sentence, toCsv, update, verdict,
 } from "/cells.js";
+import { HeatMaps } from "/heat_maps.js";
+import { Sending, dropped, forget } from "/sending.js";
+import { $, announce, complain, json, many, quiet, rounded, size } from "/words.js";
 
-const AT_ONCE = { files: 16, bytes: 16 * 2 ** 20, requests: 2, maps: 2, rows: 100 };
-const PICTURES = /\.(bmp|png|jpe?g|tiff?|zip)$/i;
-
-const $ = (id) => document.getElementById(id);
+const ROWS = 100; // shown at a time
 
 let model = null;
 let threshold = 0.5;
-let cells = []; // rows of the server, with `order`, `picture` and, once drawn, `map`
-let order = 0;
-let shown = AT_ONCE.rows;
+let cells = []; // as `sending.js` makes them; all are decided at `threshold`
+let turn = 0; // of decisions: an answer that is not of the last one is dropped
+let shown = ROWS;
 let maps = false;
 let viewed = null;
-let opener = null;
+let sending = null;
+const lines = new Map(); // id of a cell → its row
 const sorting = { key: "order", direction: "ascending" };
-const sending = { queue: [], active: 0, bytes: 0, sent: 0, files: 0, requests: new Set() };
+const drawn = new HeatMaps(() => threshold);
 
 // What was uploaded but not answered when the page is left behind is of no use to keep.
 addEventListener("pagehide", (event) => { if (!event.persisted) forget(cells); });
@@ -33,7 +34,7 @@ async function start() {
   }
   threshold = model.thresholds[model.default_threshold];
   if (model.notes.length) {
-    $("notes").textContent = `This model: ${model.notes.join(", ")}.`;
+    for (const place of document.querySelectorAll(".notes")) place.textContent = `This model: ${model.notes.join(", ")}.`;
   }
   const { max_files: files, max_upload: bytes } = model.limits;
   $("drop-limits").textContent =
@@ -43,6 +44,15 @@ async function start() {
   } else {
     $("server").textContent = location.host;
   }
+  sending = new Sending(model.limits, {
+    threshold: () => threshold,
+    taken: () => cells.length,
+    take,
+    ended: () => {
+      if (document.activeElement === document.body && cells.length) $("results-title").focus();
+      announce(summary());
+    },
+  });
   fillThresholds();
   fillFacts();
   listen();
@@ -53,11 +63,14 @@ async function start() {
 function listen() {
   $("choose").addEventListener("click", () => $("files").click());
   $("files").addEventListener("change", () => {
-    add([...$("files").files]);
+    sending.add([...$("files").files]);
     $("files").value = "";
   });
   $("examples").addEventListener("click", addExamples);
-  $("stop").addEventListener("click", stop);
+  $("stop").addEventListener("click", () => {
+    sending.stop();
+    announce("Stopped. What was answered is shown.");
+  });
   $("clear").addEventListener("click", clear);
   $("download").addEventListener("click", download);
   $("more").addEventListener("click", showMore);
@@ -93,11 +106,14 @@ function listen() {
     event.preventDefault();
     inside = 0;
     over(false);
-    add(await dropped(event.dataTransfer));
+    sending.add(await dropped(event.dataTransfer));
   });
 
   $("viewer-close").addEventListener("click", () => $("viewer").close());
-  $("viewer").addEventListener("close", () => { viewed = null; opener?.focus(); });
+  $("viewer").addEventListener("close", () => {
+    (lines.get(viewed?.id)?.querySelector("button.thumb") ?? $("results-title")).focus();
+    viewed = null;
+  });
   $("previous").addEventListener("click", () => step(-1));
   $("next").addEventListener("click", () => step(1));
   $("viewer").addEventListener("keydown", (event) => {
@@ -106,35 +122,11 @@ function listen() {
   });
 }
 
-/** Files of a drop; of folders those that look like pictures. */
-async function dropped(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  const found = [];
-  const walk = async (entry, top) => {
-    if (entry.isFile) {
-      const hidden = entry.name.startsWith(".");
-      if (top || (!hidden && PICTURES.test(entry.name))) {
-        found.push(await new Promise((done, fail) => entry.file(done, fail)));
-      }
-      return;
-    }
-    const reader = entry.createReader();
-    const some = () => new Promise((done, fail) => reader.readEntries(done, fail));
-    for (let part = await some(); part.length; part = await some()) {
-      for (const inner of part) await walk(inner, false);
-    }
-  };
-  for (const entry of entries) await walk(entry, true);
-  if (!found.length) complain("There are no pictures in that folder", "Drop BMP, PNG, JPEG or TIFF files, or a zip.");
-  return found;
-}
-
 async function addExamples() {
   $("examples").disabled = true;
   try {
     const answer = await fetch("/api/v1/examples.zip");
-    add([new File([await answer.blob()], "examples.zip", { type: "application/zip" })]);
+    sending.add([new File([await answer.blob()], "examples.zip", { type: "application/zip" })]);
   } catch {
     complain("The examples cannot be loaded", "Is the server still running?");
   } finally {
@@ -142,154 +134,25 @@ async function addExamples() {
   }
 }
 
-// Sending ------------------------------------------------------------------------------
-
-/** Takes files: each lot is a request of its own, so that results come early. */
-function add(files) {
-  if (!files.length || !model) return;
-  quiet();
-  if (!sending.queue.length && !sending.active) {
-    Object.assign(sending, { bytes: 0, sent: 0, files: 0 });
-  }
-  let lot = newLot();
-  for (const file of files) {
-    const place = (order += 1);
-    if (file.size > model.limits.max_upload) {
-      take([broken(file.name, place, `is larger than ${size(model.limits.max_upload)}; send it in parts`)]);
-      continue;
-    }
-    const zip = /\.zip$/i.test(file.name);
-    const full = lot.files.length >= AT_ONCE.files || lot.bytes + file.size > AT_ONCE.bytes;
-    if (lot.files.length && (zip || full || lot.zip)) {
-      sending.queue.push(lot);
-      lot = newLot();
-    }
-    lot.files.push(file);
-    lot.orders.push(place);
-    lot.bytes += file.size;
-    lot.zip = zip;
-    sending.files += 1;
-    sending.bytes += file.size;
-  }
-  if (lot.files.length) sending.queue.push(lot);
-  announce(`Sending ${many(files.length, "file")}.`);
-  pump();
-}
-
-function newLot() {
-  return { files: [], orders: [], bytes: 0, zip: false, sent: 0, tries: 0 };
-}
-
-function pump() {
-  while (sending.active < AT_ONCE.requests && sending.queue.length) send(sending.queue.shift());
-  const busy = sending.active > 0 || sending.queue.length > 0;
-  if (!busy && !$("progress").hidden) {
-    $("progress").hidden = true;
-    if (document.activeElement === document.body && cells.length) $("results-title").focus();
-    announce(summary());
-  }
-  if (busy) showProgress();
-}
-
-function send(lot) {
-  sending.active += 1;
-  const form = new FormData();
-  form.append("threshold", String(threshold));
-  form.append("keep", "true");
-  for (const file of lot.files) form.append("files", file, file.name);
-  const request = new XMLHttpRequest();
-  sending.requests.add(request);
-  request.open("POST", "/api/v1/predict");
-  request.responseType = "json";
-  request.upload.addEventListener("progress", (event) => {
-    sending.sent += Math.min(event.loaded, lot.bytes) - lot.sent;
-    lot.sent = Math.min(event.loaded, lot.bytes);
-    showProgress();
-  });
-  const end = (act) => () => {
-    sending.requests.delete(request);
-    sending.active -= 1;
-    act();
-    pump();
-  };
-  const fail = (what) => {
-    sending.sent += lot.bytes - lot.sent;
-    take(lot.files.map((file, at) => broken(file.name, lot.orders[at], what)));
-  };
-  request.addEventListener("load", end(() => {
-    const answer = request.response;
-    if (request.status === 200 && answer) {
-      sending.sent += lot.bytes - lot.sent;
-      // All pictures of a zip have its place; the sort keeps their order.
-      take(answer.rows.map((one, at) => received(one, lot.orders[at] ?? lot.orders.at(-1))));
-      if (answer.passed_over.length) {
-        complain(`${many(answer.passed_over.length, "file")} in the zip left out`,
-          `No pictures by their names: ${some(answer.passed_over)}`, "note");
-      }
-    } else if (request.status === 503 && lot.tries < 20) {
-      lot.tries += 1;
-      const wait = Number(request.getResponseHeader("Retry-After") ?? 1);
-      sending.sent -= lot.sent;
-      lot.sent = 0;
-      sending.active += 1; // it still counts while it waits
-      setTimeout(end(() => sending.queue.unshift(lot)), 1000 * wait);
-    } else {
-      fail(answer ? `${answer.error}; ${answer.remedy}` : `the server answered ${request.status}`);
-    }
-  }));
-  request.addEventListener("error", end(() => fail("the server cannot be reached, or broke off; start it again and send the file again")));
-  request.addEventListener("abort", end(() => {}));
-  request.send(form);
-}
-
-function stop() {
-  sending.queue = [];
-  for (const request of [...sending.requests]) request.abort();
-  announce("Stopped. What was answered is shown.");
-  pump();
-}
-
-function received(one, place) {
-  return { ...one, order: place, picture: `/api/v1/cells/${encodeURIComponent(one.id)}`, map: null };
-}
-
-function broken(image, place, error) {
-  const none = { patient: null, probability: null, decision: null, uncertainty: null, abstain: null };
-  return { id: `failed-${place}`, image, ...none, warnings: [], error, order: place, map: null };
-}
-
-function take(found) {
-  const first = !cells.length;
-  cells.push(...found);
-  if (first) {
-    document.documentElement.classList.add("filled");
-    $("results").hidden = false;
-    $("drop-title").textContent = "Drop more pictures anywhere";
-  }
-  render();
-}
-
-function showProgress() {
-  $("progress").hidden = false;
-  const { sent, bytes, files } = sending;
-  const done = bytes ? Math.min(1, sent / bytes) : 0;
-  if (done < 1) {
-    $("bar").value = done;
-    $("progress-text").textContent = `Sending ${many(files, "file")}: ${size(sent)} of ${size(bytes)}`;
-  } else {
-    $("bar").removeAttribute("value");
-    $("progress-text").textContent = `Computing; ${many(cells.length, "picture")} done`;
-  }
-}
-
 // Showing ------------------------------------------------------------------------------
+
+/** Shows cells that were decided at a threshold, if it is the one that holds. */
+function take(found, at) {
+  if (at !== threshold) return false;
+  cells.push(...found);
+  document.documentElement.classList.add("filled");
+  $("results").hidden = false;
+  $("drop-title").textContent = "Drop more pictures anywhere";
+  render();
+  return true;
+}
 
 function current() {
   return arranged(cells, { show: $("show").value, search: $("search").value, ...sorting });
 }
 
 function renderAnew() {
-  shown = AT_ONCE.rows;
+  shown = ROWS;
   render();
   const found = current().length;
   announce(`${many(found, "picture")} shown.`);
@@ -298,23 +161,26 @@ function renderAnew() {
 function render() {
   const found = current();
   const visible = found.slice(0, shown);
-  const lines = visible.map((cell) => row(cell, { threshold, open: view }));
   watcher.disconnect();
-  $("rows").replaceChildren(...lines);
-  if (maps) {
-    visible.forEach((cell, at) => {
-      if (cell.error !== null) return;
-      const place = lines[at].querySelector(".map-frame");
-      place.hidden = false;
-      if (cell.map) frame(cell, place, cell.image);
-      else watcher.observe(lines[at]);
-    });
+  const kept = new Set(visible.map((cell) => cell.id));
+  for (const [id, line] of lines) {
+    if (kept.has(id)) continue;
+    line.remove();
+    lines.delete(id);
   }
+  visible.forEach((cell, at) => {
+    // A row stays what and, if it can, where it is: the focus may be in it.
+    if (!lines.has(cell.id)) lines.set(cell.id, row(cell, { open: view }));
+    const line = lines.get(cell.id);
+    update(line, cell, threshold);
+    if ($("rows").children[at] !== line) $("rows").insertBefore(line, $("rows").children[at] ?? null);
+    if (cell.error === null) showMap(cell, line);
+  });
   $("table").classList.toggle("with-maps", maps);
   $("nothing").hidden = found.length > 0;
   $("table").hidden = found.length === 0;
   $("more").hidden = found.length <= shown;
-  $("more").textContent = `Show ${Math.min(AT_ONCE.rows, found.length - shown)} more of ${found.length}`;
+  $("more").textContent = `Show ${Math.min(ROWS, found.length - shown)} more of ${found.length}`;
   $("download").disabled = found.length === 0;
   for (const heading of document.querySelectorAll("th[data-key]")) {
     const own = heading.dataset.key === sorting.key;
@@ -350,7 +216,7 @@ function summary() {
 
 function showMore() {
   const before = shown;
-  shown += AT_ONCE.rows;
+  shown += ROWS;
   render();
   $("rows").children[before]?.querySelector("button")?.focus();
 }
@@ -365,24 +231,18 @@ function sortBy(key) {
 }
 
 function clear() {
-  stop();
+  sending.stop();
+  drawn.abandon(cells);
   forget(cells);
   cells = [];
+  turn += 1;
+  render();
   quiet();
   for (const id of ["results", "progress"]) $(id).hidden = true;
   document.documentElement.classList.remove("filled");
   $("drop-title").textContent = "Drop pictures of cells here";
   announce("Cleared.");
   $("choose").focus();
-}
-
-function forget(list) {
-  const ids = list.filter((cell) => cell.error === null).map((cell) => cell.id);
-  for (const cell of list) if (cell.map) URL.revokeObjectURL(cell.map);
-  if (!ids.length) return;
-  const options = { method: "POST", headers: { "Content-Type": "application/json" } };
-  // `keepalive` has room for little; what it cannot tell, the server forgets by itself.
-  fetch("/api/v1/forget", { ...options, body: JSON.stringify({ ids }), keepalive: ids.length < 2000 }).catch(() => {});
 }
 
 function download() {
@@ -407,24 +267,29 @@ function fillThresholds() {
 }
 
 async function decide(text) {
-  const named = text in model.thresholds;
-  const read = cells.filter((cell) => cell.error === null);
+  const own = (turn += 1);
   $("threshold-error").hidden = true;
   $("number").removeAttribute("aria-invalid");
   try {
-    const answer = await json("/api/v1/decide", {
-      threshold: text, probabilities: read.map((cell) => cell.probability),
-    });
+    let read, answer;
+    do { // again, if more came meanwhile
+      read = readable();
+      const probabilities = read.map((cell) => cell.probability);
+      answer = await json("/api/v1/decide", { threshold: text, probabilities });
+      if (own !== turn) return;
+    } while (readable().length !== read.length);
     threshold = answer.threshold;
     answer.rows.forEach((one, at) => {
-      if (one.decision !== read[at].decision) dropMap(read[at]); // a map is of the decision
+      if (one.decision !== read[at].decision) drawn.drop(read[at]); // a map is of the decision
       Object.assign(read[at], one);
     });
-    $("threshold").value = named ? text : "number";
+    $("threshold").value = text in model.thresholds ? text : "number";
     $("number").value = rounded(threshold);
     render();
+    if (viewed) view(viewed);
     announce(`Threshold ${rounded(threshold)}. ${summary()}`);
   } catch (error) {
+    if (own !== turn) return;
     $("number").setAttribute("aria-invalid", "true");
     $("threshold").value = "number";
     $("threshold-error").textContent = sentence(error.message.replace(/^threshold=/, "")) + (error.remedy ? ` ${sentence(error.remedy)}` : "");
@@ -432,16 +297,18 @@ async function decide(text) {
   }
 }
 
+function readable() {
+  return cells.filter((cell) => cell.error === null);
+}
+
 // Heat maps ----------------------------------------------------------------------------
 
-const wanted = [];
-let drawing = 0;
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
     watcher.unobserve(entry.target);
     const cell = cells.find((one) => one.id === entry.target.dataset.id);
-    if (cell) frame(cell, entry.target.querySelector(".map-frame"), cell.image);
+    if (cell) drawn.frame(cell, entry.target.querySelector(".map-frame"));
   }
 }, { rootMargin: "200px" });
 
@@ -449,57 +316,29 @@ function toggleMaps() {
   maps = !maps;
   $("maps").setAttribute("aria-checked", String(maps));
   $("maps-words").hidden = !maps;
-  wanted.length = 0;
+  drawn.stop();
   render();
   announce(maps ? "Heat maps are shown." : "Heat maps are hidden.");
 }
 
-/** Puts a cell's heat map into a frame: at once, or when the server has drawn it. */
-function frame(cell, place, name) {
-  if (cell.map) {
-    place.replaceChildren(make("img", { src: cell.map, alt: `Heat map of ${name}` }));
-    return;
-  }
-  place.replaceChildren(make("span", { class: "waiting" }, "drawing …"));
-  wanted.push({ cell, place, name });
-  drawMaps();
-}
-
-async function drawMaps() {
-  while (drawing < AT_ONCE.maps && wanted.length) {
-    const { cell, place, name } = wanted.shift();
-    if (!place.isConnected) continue;
-    drawing += 1;
-    drawMap(cell).then(
-      () => frame(cell, place, name),
-      (error) => place.replaceChildren(make("span", { class: "gone", title: error.remedy ?? "" }, `No heat map: ${error.message}`)),
-    ).finally(() => { drawing -= 1; drawMaps(); });
-  }
-}
-
-async function drawMap(cell) {
-  if (cell.map) return;
-  const at = threshold;
-  const answer = await fetch(`${cell.picture}/heat_map?threshold=${at}`);
-  if (!answer.ok) throw await problem(answer);
-  const map = URL.createObjectURL(await answer.blob());
-  if (at === threshold || !cell.map) cell.map = map;
-}
-
-function dropMap(cell) {
-  if (cell.map) URL.revokeObjectURL(cell.map);
-  cell.map = null;
+/** Has the row's heat map drawn when it comes into view. */
+function showMap(cell, line) {
+  const place = line.querySelector(".map-frame");
+  place.hidden = !maps;
+  const there = place.querySelector("img")?.src ?? null;
+  if (there !== null && there === cell.map) return;
+  place.replaceChildren();
+  if (maps) watcher.observe(line);
 }
 
 // One cell, closely --------------------------------------------------------------------
 
-function view(cell, button) {
+function view(cell) {
   viewed = cell;
-  opener = button ?? opener;
   $("viewer-title").textContent = cell.image;
   $("viewer-cell").src = cell.picture;
   $("viewer-cell").alt = `Picture ${cell.image}`;
-  frame(cell, $("viewer-map"), cell.image);
+  drawn.frame(cell, $("viewer-map"));
   const fact = (name, ...content) => make("div", {}, make("dt", {}, name), make("dd", {}, ...content));
   $("viewer-facts").replaceChildren(
     fact("P(ALL), calibrated", ...meter(cell, threshold)),
@@ -518,8 +357,7 @@ function step(by) {
   const list = current().filter((one) => one.error === null);
   const next = list[list.indexOf(viewed) + by];
   if (!next) return;
-  const line = document.querySelector(`tr[data-id="${CSS.escape(next.id)}"] button.thumb`);
-  view(next, line);
+  view(next);
   const button = $(by < 0 ? "previous" : "next");
   if (button.disabled) $("viewer-close").focus();
 }
@@ -537,57 +375,7 @@ function fillFacts() {
     fact("Thresholds on P(ALL)", points.join(" · ")),
     fact("Cells it was trained on", `${low} to ${high} pixels in area, ${middle} at the median; a warning tells where a picture differs`),
     fact("Too close to call", `of cells like those of validation, the ${Math.round(100 * (1 - model.coverage))} % nearest to the threshold`),
-    fact("Written", `${model.written.slice(0, 10)} by ${versions.written_by}; served by allcls_jax ${versions.allcls_jax}`),
+    fact("Written by", `${versions.written_by}; served by allcls_jax ${versions.allcls_jax}`),
     fact("sha256", make("code", {}, model.model_sha256)),
   );
-}
-
-// Words --------------------------------------------------------------------------------
-
-async function json(path, body) {
-  const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  const answer = await fetch(path, options);
-  if (!answer.ok) throw await problem(answer);
-  return answer.json();
-}
-
-async function problem(answer) {
-  const found = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-  return Object.assign(new Error(found.error), { remedy: found.remedy });
-}
-
-function complain(what, remedy, kind = "alert") {
-  const close = make("button", { type: "button", class: "quiet", "aria-label": "Close this message" }, "✕");
-  close.addEventListener("click", quiet);
-  $("alert").className = kind;
-  $("alert").replaceChildren(make("p", {}, make("strong", {}, sentence(what)), " ", sentence(remedy)), close);
-  $("alert").hidden = false;
-}
-
-function quiet() {
-  $("alert").hidden = true;
-  $("alert").replaceChildren();
-}
-
-function announce(text) {
-  $("status").textContent = text;
-}
-
-function many(count, noun) {
-  return `${count.toLocaleString()} ${noun}${count === 1 ? "" : "s"}`;
-}
-
-function some(names) {
-  return names.slice(0, 3).join(", ") + (names.length > 3 ? ` and ${names.length - 3} more` : "");
-}
-
-function size(bytes) {
-  if (bytes < 1000) return `${bytes} bytes`;
-  if (bytes < 2 ** 20) return `${Math.round(bytes / 1024)} KiB`;
-  const mib = bytes / 2 ** 20;
-  return `${mib < 10 ? mib.toFixed(1) : Math.round(mib)} MiB`;
-}
-
-function rounded(number) {
-  return Number(number.toPrecision(3)).toString();
 }

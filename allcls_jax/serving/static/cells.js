@@ -81,7 +81,7 @@ function field(content) {
   if (content === null || content === undefined) return "";
   let text = Array.isArray(content) ? content.join("; ") : String(content);
   if (typeof content !== "number" && /^[=+\-@]/.test(text)) text = `'${text}`;
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  return /[",;\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
 function value(cell, key) {
@@ -89,8 +89,8 @@ function value(cell, key) {
   return cell[key];
 }
 
-/** A row of the table; `open` is called when the picture is chosen. */
-export function row(cell, { threshold, open }) {
+/** A row of the table; `open` is called when the picture is chosen. See `update`. */
+export function row(cell, { open }) {
   const failed = cell.error !== null;
   const line = make("tr", { role: "row", "data-id": cell.id, class: failed ? "failed" : null });
 
@@ -108,7 +108,7 @@ export function row(cell, { threshold, open }) {
       image.replaceWith(make("span", { class: "gone" }, "no longer in memory"));
     });
     button.append(image);
-    button.addEventListener("click", () => open(cell, button));
+    button.addEventListener("click", () => open(cell));
     picture.append(button, make("span", { class: "thumb map-frame", hidden: true }));
   }
 
@@ -124,13 +124,20 @@ export function row(cell, { threshold, open }) {
     return line;
   }
   line.append(
-    make("td", { role: "cell", class: "c-p", "data-label": "P(ALL)" }, ...meter(cell, threshold)),
-    make("td", { role: "cell", class: "c-decision", "data-label": "Decision" }, ...decision(cell)),
+    make("td", { role: "cell", class: "c-p", "data-label": "P(ALL)" }),
+    make("td", { role: "cell", class: "c-decision", "data-label": "Decision" }),
     make("td", { role: "cell", class: "c-u", "data-label": "Uncertainty" },
       make("span", {}, cell.uncertainty.toFixed(2), make("span", { class: "unit" }, " bit"))),
     make("td", { role: "cell", class: "c-notes", "data-label": "Remarks" }, remarks(cell)),
   );
   return line;
+}
+
+/** Fills what of a row depends on the threshold. */
+export function update(line, cell, threshold) {
+  if (cell.error !== null) return;
+  line.querySelector(".c-p").replaceChildren(...meter(cell, threshold));
+  line.querySelector(".c-decision").replaceChildren(...decision(cell));
 }
 
 /** A pill with the decision, and a word where the model would rather not decide. */

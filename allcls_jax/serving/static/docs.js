@@ -7,3 +7,7 @@ SwaggerUIBundle({
   validatorUrl: null, // asks nobody else
   deepLinking: true,
 });
+
+fetch("/api/v1/model").then((answer) => answer.json()).then(({ notes }) => {
+  if (notes.length) document.querySelector(".notes").textContent = `This model: ${notes.join(", ")}.`;
+});
