@@ -4,3 +4,5 @@ Research use only. Not a medical device.
 """
 
 __version__ = "0.1.0"
+
+DISCLAIMER = "Research use only. Not a medical device."

@@ -10,9 +10,8 @@ import textwrap
 from collections.abc import Callable
 from typing import NoReturn
 
+from allcls_jax import DISCLAIMER
 from allcls_jax.errors import InputError, explain_failure
-
-DISCLAIMER = "Research use only. Not a medical device."
 
 MISTAKE, INTERRUPTED = 2, 130
 

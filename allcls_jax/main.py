@@ -51,7 +51,8 @@ FLAGS = ("mode", "workdir", "distributed", "coordinator", "num_processes", "proc
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line, program first, and ends the process with its exit code."""
-    run = functools.partial(app.run, _dispatch, argv=argv, flags_parser=_parse)
+    words = [*(sys.argv if argv is None else argv)]
+    run = functools.partial(app.run, _dispatch, words, flags_parser=_parse)
     sys.exit(command_line.run(run, interrupted=_KEPT))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allcls_jax import __version__, terminal
+from allcls_jax import DISCLAIMER, __version__, terminal
 from allcls_jax.command_line import Parser, run
 from allcls_jax.config import DataSource
 from allcls_jax.data import contact_sheet, findings, inspection, readers, twins
@@ -67,7 +67,7 @@ def audit(args: argparse.Namespace) -> None:
         "directory": str(args.dir),
         "contact_sheet": sheet.name,
         **found.to_json(),
-        "disclaimer": contact_sheet.DISCLAIMER,
+        "disclaimer": DISCLAIMER,
     }
     _write(out, _to_text(record).encode())
     _write(sheet, draw_sheet(found))
@@ -79,7 +79,7 @@ def audit(args: argparse.Namespace) -> None:
         terminal.say(
             f"Keep patients that share cells together: --config.data.groups={out}"
         )
-    terminal.say(contact_sheet.DISCLAIMER)
+    terminal.say(DISCLAIMER)
 
 
 def show(found: Findings) -> None:

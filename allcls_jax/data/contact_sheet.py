@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-DISCLAIMER = "Research use only. Not a medical device."
+from allcls_jax import DISCLAIMER
 
 _PICTURE = 190  # pixels, side of one
 _GAP = 14

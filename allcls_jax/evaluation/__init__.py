@@ -1,5 +1,1 @@
 """Stage evaluation: probabilities to numbers."""
-
-from allcls_jax.command_line import DISCLAIMER
-
-__all__ = ["DISCLAIMER"]

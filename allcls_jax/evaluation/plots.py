@@ -10,7 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from allcls_jax.evaluation import DISCLAIMER, plots_curves, plots_rows
+from allcls_jax import DISCLAIMER
+from allcls_jax.evaluation import plots_curves, plots_rows
 from allcls_jax.evaluation.plots_style import canvas, styled, to_png
 
 __all__ = [

@@ -18,7 +18,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax import DISCLAIMER
 
 # The palette of Okabe and Ito, told apart by colour-blind readers too. A colour never
 # stands alone: a marker or a style of line goes with it.

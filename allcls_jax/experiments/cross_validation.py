@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import terminal
+from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.config import Config, ExperimentConfig, SplitKind
 from allcls_jax.data import partition_file
 from allcls_jax.data.cells import Part
 from allcls_jax.data.splits import Partition, Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER, ensemble, metrics
+from allcls_jax.evaluation import ensemble, metrics
 from allcls_jax.evaluation.predictions import Predictions, concatenate
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import config_files, terminal
+from allcls_jax import DISCLAIMER, config_files, terminal
 from allcls_jax.config import Config, DataSource, ExperimentKind, SplitKind
 from allcls_jax.data import partition_file, pipeline, prepare, splits
 from allcls_jax.data.groups import find_groups
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER, metrics
+from allcls_jax.evaluation import metrics
 from allcls_jax.evaluation.predictions import Predictions, concatenate, join
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import terminal
+from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.config import Config, ExperimentKind, SplitKind
 from allcls_jax.config_rules import NUM_OFFICIAL_FOLDS
 from allcls_jax.data.cells import ALL, NO_FOLD, Part
-from allcls_jax.evaluation import DISCLAIMER, assessment, plots
+from allcls_jax.evaluation import assessment, plots
 from allcls_jax.evaluation.comparison import compare
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs

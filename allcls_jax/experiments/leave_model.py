@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from allcls_jax import __version__, config_files, terminal
+from allcls_jax import DISCLAIMER, __version__, config_files, terminal
 from allcls_jax.config import Config, DataSource, ExperimentKind, SyntheticConfig
 from allcls_jax.data import (
     cnmc,
@@ -25,7 +25,7 @@ from allcls_jax.data import (
 )
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER, calibration, fitting, predictions
+from allcls_jax.evaluation import calibration, fitting, predictions
 from allcls_jax.evaluation.report import model_card, record
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments import workdir as folder

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from allcls_jax import terminal
+from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.config import Config, DataSource
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import LEAKY, Partition, Split
-from allcls_jax.evaluation import DISCLAIMER, assessment, plots
+from allcls_jax.evaluation import assessment, plots
 from allcls_jax.evaluation.predictions import Predictions
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments.setup import Data

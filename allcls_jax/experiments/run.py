@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import terminal
+from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.config import Config
 from allcls_jax.data import partition_file
 from allcls_jax.data.splits import Split
-from allcls_jax.evaluation import DISCLAIMER, metrics, plots
+from allcls_jax.evaluation import metrics, plots
 from allcls_jax.evaluation.predictions import join
 from allcls_jax.experiments import leave_model
 from allcls_jax.experiments import results as outputs

@@ -14,18 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from allcls_jax import __version__, terminal
+from allcls_jax import DISCLAIMER, __version__, terminal
 from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.experiments.model_directory import RECORD_FILE
-from allcls_jax.serving import (
-    export_keras,
-    export_onnx,
-    export_safetensors,
-    export_stablehlo,
-)
-from allcls_jax.serving.export_check import (
+from allcls_jax.serving.exports import to_keras as export_keras
+from allcls_jax.serving.exports import to_onnx as export_onnx
+from allcls_jax.serving.exports import to_safetensors as export_safetensors
+from allcls_jax.serving.exports import to_stablehlo as export_stablehlo
+from allcls_jax.serving.exports.check import (
     BATCH_SIZES,
     TOLERANCE,
     ExportDiffersError,

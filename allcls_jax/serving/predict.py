@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from allcls_jax.command_line import Parser, run
-from allcls_jax.serving.inputs import KINDS
+from allcls_jax.serving.prediction.inputs import KINDS
 
 # JAX takes seconds, which --help and a typing error need not wait for: it is imported
 # with the job, whose `COVERAGE` and `predict_ray.LOCAL` these two are.
@@ -97,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(arguments: argparse.Namespace, out: Path) -> None:
     import jax
 
-    from allcls_jax.serving import predict_ray, prediction_job
     from allcls_jax.serving.model import open_model
+    from allcls_jax.serving.prediction import job as prediction_job
+    from allcls_jax.serving.prediction import on_ray as predict_ray
 
     processes = prediction_job.Processes(
         number=arguments.num_processes, index=arguments.process_id, ray=arguments.ray

@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import terminal
-from allcls_jax.command_line import DISCLAIMER, Parser, run
+from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.command_line import Parser, run
 from allcls_jax.data import cnmc, transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving import segment_outputs as outputs
-from allcls_jax.serving.inputs import Picture, write_list
 from allcls_jax.serving.model import COVERAGE, Model, Prediction, open_model
-from allcls_jax.serving.segment_outputs import FieldResult
-from allcls_jax.serving.segmentation import CAVEAT, Segmentation, cut_out, segment
+from allcls_jax.serving.prediction.inputs import Picture, write_list
+from allcls_jax.serving.segmentation import outputs
+from allcls_jax.serving.segmentation.nuclei import (
+    CAVEAT,
+    Segmentation,
+    cut_out,
+    segment,
+)
+from allcls_jax.serving.segmentation.outputs import FieldResult
 
 # The median area of the 10,661 training cells of C-NMC 2019 (doi:10.7937/
 # tcia.2019.dc64i46r), in pixels of their 450 x 450 pictures: what `transforms.prepare`

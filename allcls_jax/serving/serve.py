@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from allcls_jax import terminal
-from allcls_jax.command_line import DISCLAIMER, Parser, run
+from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
 from allcls_jax.serving.model import open_model
 
 if TYPE_CHECKING:
-    from allcls_jax.serving.web_limits import Limits
+    from allcls_jax.serving.web.limits import Limits
 
 _WHAT = """Shows a page on which pictures of single cells, or zips of them, are dropped.
 Each gets its calibrated probability, decision, uncertainty, warnings and a heat map;
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act() -> None:
         check_installed()
-        from allcls_jax.serving.web_limits import MIB, Limits
+        from allcls_jax.serving.web.limits import MIB, Limits
 
         serve(
             arguments.model,
@@ -146,7 +146,8 @@ def serve(
       InputError: if there is no such model, it does not compute here what it should,
         or the address cannot be used.
     """
-    from allcls_jax.serving import web, web_server
+    from allcls_jax.serving.web import app as web
+    from allcls_jax.serving.web import server as web_server
 
     if not 0 <= port <= 65535:
         raise InputError(f"--port={port}: must be from 0 to 65535")

@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from allcls_jax.evaluation import DISCLAIMER, plots, plots_curves, plots_rows
+from allcls_jax import DISCLAIMER
+from allcls_jax.evaluation import plots, plots_curves, plots_rows
 from allcls_jax.evaluation.plots_rows import Line, Point
 from allcls_jax.evaluation.plots_style import CLASSES, SERIES, to_svg
 from tests.evaluation.report_folders import history

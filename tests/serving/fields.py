@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from allcls_jax.data.synthetic_fields import Field
-from allcls_jax.serving.segmentation import Segmentation
+from allcls_jax.serving.segmentation.nuclei import Segmentation
 
 # A nucleus that comes so near to the field's edge, in pixels, counts as cut by it.
 _EDGE = 2

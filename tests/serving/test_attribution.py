@@ -13,9 +13,9 @@ from allcls_jax.errors import InputError
 from allcls_jax.models import blocks, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import CAFFE, Preprocessing
-from allcls_jax.serving import attribution
-from allcls_jax.serving.attribution import attribute
-from allcls_jax.serving.attribution_settings import Method, Settings
+from allcls_jax.serving.explanation import attribution
+from allcls_jax.serving.explanation.attribution import attribute
+from allcls_jax.serving.explanation.settings import Method, Settings
 
 SIZE = 32
 TEMPERATURE = 1.7

@@ -10,9 +10,9 @@ from scipy import stats
 from allcls_jax.models import vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import Preprocessing
-from allcls_jax.serving import attribution_checks as checks
-from allcls_jax.serving.attribution import attribute
-from allcls_jax.serving.attribution_settings import Method, Settings
+from allcls_jax.serving.explanation import checks
+from allcls_jax.serving.explanation.attribution import attribute
+from allcls_jax.serving.explanation.settings import Method, Settings
 
 SIZE = 16
 

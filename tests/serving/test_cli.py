@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from allcls_jax import config_files
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, config_files
 from allcls_jax.errors import InputError
 from allcls_jax.serving import cli
 
@@ -22,7 +21,8 @@ def _ended(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
         code = cli.main(words)
     except SystemExit as ended:
         code = ended.code
-    return int(str(code or 0)), *capsys.readouterr()
+    said = capsys.readouterr()
+    return int(str(code or 0)), said.out, said.err
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from allcls_jax.serving import disk_sort
-from allcls_jax.serving.disk_sort import sorted_lines
+from allcls_jax.serving.prediction import disk_sort
+from allcls_jax.serving.prediction.disk_sort import sorted_lines
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,12 @@ from PIL import Image
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving import explain_pictures as pictures
-from allcls_jax.serving import explanation_job
-from allcls_jax.serving.attribution_settings import Method, Settings
 from allcls_jax.serving.explain import main
-from allcls_jax.serving.explanation_folder import new_folder, safe_stem
-from allcls_jax.serving.explanation_job import Options, Target, explain
+from allcls_jax.serving.explanation import job as explanation_job
+from allcls_jax.serving.explanation import pictures
+from allcls_jax.serving.explanation.folder import new_folder, safe_stem
+from allcls_jax.serving.explanation.job import Options, Target, explain
+from allcls_jax.serving.explanation.settings import Method, Settings
 
 CELLS = [
     transforms.encode_png(synthetic.draw(SyntheticConfig(num_images=96), 12 * i))

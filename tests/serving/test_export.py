@@ -17,23 +17,21 @@ import numpy as np
 import pytest
 import safetensors
 
+from allcls_jax import DISCLAIMER
 from allcls_jax.config import HeadKind, ModelName
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.experiments.model_directory import CheckCells
 from allcls_jax.models import convert, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import CAFFE, TORCH, Preprocessing
 from allcls_jax.models.weight_files import read_weights
-from allcls_jax.serving import (
-    export_check,
-    export_keras,
-    export_onnx,
-    export_safetensors,
-    export_stablehlo,
-)
 from allcls_jax.serving.export import FORMATS, check_file, export, main, prepare
-from allcls_jax.serving.export_check import NO_DEVICE, ExportDiffersError, Format
+from allcls_jax.serving.exports import check as export_check
+from allcls_jax.serving.exports import to_keras as export_keras
+from allcls_jax.serving.exports import to_onnx as export_onnx
+from allcls_jax.serving.exports import to_safetensors as export_safetensors
+from allcls_jax.serving.exports import to_stablehlo as export_stablehlo
+from allcls_jax.serving.exports.check import NO_DEVICE, ExportDiffersError, Format
 from allcls_jax.serving.model import Model
 
 pytestmark = pytest.mark.filterwarnings(

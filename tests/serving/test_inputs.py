@@ -7,9 +7,9 @@ import pytest
 
 from allcls_jax.data import files
 from allcls_jax.errors import InputError
-from allcls_jax.serving import disk_sort, inputs
-from allcls_jax.serving.inputs import Picture, PictureList, write_list
-from allcls_jax.serving.patterns import matches
+from allcls_jax.serving.prediction import disk_sort, inputs
+from allcls_jax.serving.prediction.inputs import Picture, PictureList, write_list
+from allcls_jax.serving.prediction.patterns import matches
 from tests.data import layouts
 
 

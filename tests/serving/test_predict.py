@@ -15,20 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allcls_jax import locking
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, locking
 from allcls_jax.data import transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving import (
-    disk_sort,
-    inputs,
-    predict,
-    predict_ray,
-    prediction_job,
-    tables,
-)
+from allcls_jax.serving import predict
 from allcls_jax.serving.model import COVERAGE, Cell, Model, open_model
-from allcls_jax.serving.prediction_job import Processes
+from allcls_jax.serving.prediction import disk_sort, inputs, tables
+from allcls_jax.serving.prediction import job as prediction_job
+from allcls_jax.serving.prediction import on_ray as predict_ray
+from allcls_jax.serving.prediction.job import Processes
 from tests.data import layouts, pictures
 
 NUMBER = 11
@@ -98,9 +93,7 @@ def test_rows_are_what_the_model_says_of_each_picture(here: Path, model: Model):
             row["decision"] == one.decision == ("ALL" if probability > 0.4 else "HEM")
         )
         assert row["abstain"] == str(one.abstain).lower()
-        np.testing.assert_allclose(
-            float(row["uncertainty"]), one.uncertainty, rtol=1e-5
-        )
+        assert float(row["uncertainty"]) == pytest.approx(one.uncertainty, rel=1e-5)
         assert row["warnings"] == "; ".join(one.warnings)
         found += 1
     assert found == NUMBER - 1

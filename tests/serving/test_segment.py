@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER
 from allcls_jax.data import transforms
 from allcls_jax.data.synthetic_fields import FieldSettings, draw
 from allcls_jax.errors import InputError
 from allcls_jax.serving import segment as verb
-from allcls_jax.serving import segment_outputs
 from allcls_jax.serving.model import Model
-from allcls_jax.serving.segmentation import CAVEAT
+from allcls_jax.serving.segmentation import outputs as segment_outputs
+from allcls_jax.serving.segmentation.nuclei import CAVEAT
 
 SMALL = FieldSettings(width=360, height=270, scale=0.2, nuclei=7, touching=0.2)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from allcls_jax.data.synthetic_fields import Field, FieldSettings, draw
-from allcls_jax.serving import segment_shapes as shapes
-from allcls_jax.serving.segmentation import Settings, cut_out, segment
+from allcls_jax.serving.segmentation import shapes
+from allcls_jax.serving.segmentation.nuclei import Settings, cut_out, segment
 from tests.serving.fields import score, together
 
 # Smaller than the fields that the settings were chosen on (seeds 0 to 9).

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from allcls_jax import terminal
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.errors import InputError
-from allcls_jax.serving import serve, web_load, web_server
-from allcls_jax.serving.web_limits import Limits
+from allcls_jax.serving import serve
+from allcls_jax.serving.web import load as web_load
+from allcls_jax.serving.web import server as web_server
+from allcls_jax.serving.web.limits import Limits
 
 
 class Process:

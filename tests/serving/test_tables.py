@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from allcls_jax.errors import InputError
-from allcls_jax.serving import tables
 from allcls_jax.serving.model import Prediction, failed
+from allcls_jax.serving.prediction import tables
 
 
 def rows(number: int = 3) -> list[dict[str, Any]]:

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
-from allcls_jax.serving import web_schema
 from allcls_jax.serving.model import Model
-from allcls_jax.serving.web import create_app
-from allcls_jax.serving.web_limits import Limits
+from allcls_jax.serving.web import schema as web_schema
+from allcls_jax.serving.web.app import create_app
+from allcls_jax.serving.web.limits import Limits
 from tests.serving.web_client import FORM, Answer, ask, form, predict, running
 
 CONFIG = SyntheticConfig(num_images=6, num_patients=6)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from allcls_jax.serving.web_batching import Batcher, Seen
+from allcls_jax.serving.web.batching import Batcher, Seen
 
 
 class Counts:

@@ -14,11 +14,12 @@ import pytest
 
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
-from allcls_jax.serving import web_guard, web_server
 from allcls_jax.serving.model import Model
-from allcls_jax.serving.web import create_app
-from allcls_jax.serving.web_limits import Limits
-from allcls_jax.serving.web_service import Service
+from allcls_jax.serving.web import guard as web_guard
+from allcls_jax.serving.web import server as web_server
+from allcls_jax.serving.web.app import create_app
+from allcls_jax.serving.web.limits import Limits
+from allcls_jax.serving.web.service import Service
 from tests.serving.web_client import FORM, ask, form, predict, running
 
 CELL = transforms.encode_png(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER
 from allcls_jax.serving.model import Model
 from tests.serving.web_client import upload
 

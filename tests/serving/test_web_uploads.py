@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from allcls_jax.errors import InputError
-from allcls_jax.serving.web_forms import File, Form, read_form, shown_name
-from allcls_jax.serving.web_limits import Limits, Memory, Refused
-from allcls_jax.serving.web_zips import uploads_of
+from allcls_jax.serving.web.forms import File, Form, read_form, shown_name
+from allcls_jax.serving.web.limits import Limits, Memory, Refused
+from allcls_jax.serving.web.zips import uploads_of
 from tests.serving.web_client import BOUNDARY, FORM, form
 
 

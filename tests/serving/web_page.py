@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, Page, Route, sync_playwright
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
 from allcls_jax.serving.model import Model
-from allcls_jax.serving.web import create_app
-from allcls_jax.serving.web_limits import Limits
+from allcls_jax.serving.web.app import create_app
+from allcls_jax.serving.web.limits import Limits
 from tests.serving.web_client import running
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

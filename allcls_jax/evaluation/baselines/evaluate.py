@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from allcls_jax import command_line, config_files, terminal
+from allcls_jax import DISCLAIMER, command_line, config_files, terminal
 from allcls_jax.config import Config
 from allcls_jax.config_rules import validate
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER, assessment, predictions
+from allcls_jax.evaluation import assessment, predictions
 from allcls_jax.evaluation.baselines import classifiers
 from allcls_jax.evaluation.baselines import inputs as of_cells
 from allcls_jax.evaluation.baselines.inputs import PartitionRows, Uses

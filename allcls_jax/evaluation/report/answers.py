@@ -5,8 +5,7 @@ What the record does not hold is "not available", with the reason.
 
 from collections.abc import Callable, Mapping
 
-from allcls_jax import config_files, terminal
-from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax import DISCLAIMER, config_files, terminal
 from allcls_jax.evaluation.report import answers_training
 from allcls_jax.evaluation.report.numbers import (
     SPLITS,

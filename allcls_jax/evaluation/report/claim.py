@@ -8,7 +8,7 @@ record cannot answer is marked as not available, never guessed.
 import dataclasses
 from collections.abc import Iterator
 
-from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax import DISCLAIMER
 from allcls_jax.evaluation.report.answers import NOT_AVAILABLE, answers
 from allcls_jax.evaluation.report.notices import notices
 from allcls_jax.evaluation.report.record import Folder

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from allcls_jax import DISCLAIMER
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.evaluation.report import comparison_items as parts
 from allcls_jax.evaluation.report.comparison_items import Named
 from allcls_jax.evaluation.report.notices import Notice, notices

@@ -10,10 +10,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from allcls_jax import terminal
+from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.evaluation.report import claim, comparison, model_card
 from allcls_jax.evaluation.report.breakdown import BREAKDOWN_ITEMS
 from allcls_jax.evaluation.report.cells import mistakes, pictures

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from allcls_jax import DISCLAIMER
 from allcls_jax.config import (
     Config,
     DataConfig,
@@ -29,7 +30,7 @@ from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.pipeline import PackedImages
 from allcls_jax.data.splits import Split
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER, predictions
+from allcls_jax.evaluation import predictions
 from allcls_jax.evaluation.baselines import descriptors
 from allcls_jax.evaluation.baselines import evaluate as baselines
 from allcls_jax.evaluation.baselines import inputs as baseline_inputs

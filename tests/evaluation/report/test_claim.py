@@ -3,8 +3,8 @@ import re
 
 import pytest
 
+from allcls_jax import DISCLAIMER
 from allcls_jax.config import AugmentConfig
-from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.evaluation.report import claim
 from allcls_jax.evaluation.report.answers import NOT_AVAILABLE, answers
 from allcls_jax.evaluation.report.record import read

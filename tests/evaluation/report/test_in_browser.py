@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 
-from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax import DISCLAIMER
 from allcls_jax.evaluation.report.write import write_report
 from tests.evaluation import report_folders
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax import DISCLAIMER
 from allcls_jax.evaluation.report import model_card
 from allcls_jax.evaluation.report.record import read
 from tests.evaluation import report_folders

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from allcls_jax import DISCLAIMER
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import prepare
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.evaluation.report import pictures
 from allcls_jax.evaluation.report.write import (
     CLAIM_FILE,

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 from allcls_jax.data import files
 from allcls_jax.errors import InputError
-from allcls_jax.serving.web_forms import File, shown_name
-from allcls_jax.serving.web_limits import Limits, Refused, in_mib
+from allcls_jax.serving.web.forms import File, shown_name
+from allcls_jax.serving.web.limits import Limits, Refused, in_mib
 
 # Entries of a zip for each picture that is allowed: folders, notes, masks.
 _ENTRIES = 4

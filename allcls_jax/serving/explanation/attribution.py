@@ -20,7 +20,7 @@ from allcls_jax.errors import InputError
 from allcls_jax.models import vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import Preprocessing
-from allcls_jax.serving.attribution_settings import Method, Settings
+from allcls_jax.serving.explanation.settings import Method, Settings
 
 Advance = Callable[[int], None]
 

@@ -16,8 +16,8 @@ from scipy import stats
 
 from allcls_jax.models import vgg
 from allcls_jax.models.classifier import Classifier
-from allcls_jax.serving.attribution import Advance, Maps, attribute
-from allcls_jax.serving.attribution_settings import NUM_BLOCKS, Settings
+from allcls_jax.serving.explanation.attribution import Advance, Maps, attribute
+from allcls_jax.serving.explanation.settings import NUM_BLOCKS, Settings
 
 # Mean rank correlation at and above which maps are said to hardly change.
 LIMIT = 0.5

@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import __version__, terminal
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, __version__, terminal
 from allcls_jax.data.threads import ahead_in_threads
 from allcls_jax.errors import InputError
-from allcls_jax.serving import explain_pictures as pictures
-from allcls_jax.serving import explanation_words as words
-from allcls_jax.serving.attribution import Advance, Maps, attribute
-from allcls_jax.serving.attribution_checks import (
+from allcls_jax.serving.explanation import pictures, words
+from allcls_jax.serving.explanation.attribution import Advance, Maps, attribute
+from allcls_jax.serving.explanation.checks import (
     SanityCheck,
     cell_mask,
     completeness,
@@ -31,8 +29,7 @@ from allcls_jax.serving.attribution_checks import (
     sanity_check,
     shares_on_cell,
 )
-from allcls_jax.serving.attribution_settings import Method, Settings
-from allcls_jax.serving.explanation_folder import (
+from allcls_jax.serving.explanation.folder import (
     GRID_FILE,
     MAPS_FILE,
     RECORD_FILE,
@@ -40,8 +37,9 @@ from allcls_jax.serving.explanation_folder import (
     new_folder,
     safe_stem,
 )
-from allcls_jax.serving.inputs import Picture, PictureList, write_list
+from allcls_jax.serving.explanation.settings import Method, Settings
 from allcls_jax.serving.model import Cell, Model, Prediction, failed
+from allcls_jax.serving.prediction.inputs import Picture, PictureList, write_list
 from allcls_jax.training.writers import write_json
 
 LIMIT = 36

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from allcls_jax.errors import InputError
-from allcls_jax.serving import work_log
-from allcls_jax.serving.inputs import PictureList, read_block
 from allcls_jax.serving.model import Model, open_model
-from allcls_jax.serving.prediction_rows import Rows
+from allcls_jax.serving.prediction import work_log
+from allcls_jax.serving.prediction.inputs import PictureList, read_block
+from allcls_jax.serving.prediction.rows import Rows
 
 LOCAL = "local"
 

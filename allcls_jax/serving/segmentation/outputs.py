@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import __version__
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, __version__
 from allcls_jax.data import transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving import segment_overlay
 from allcls_jax.serving.model import Prediction
-from allcls_jax.serving.segmentation import CAVEAT, Segmentation
+from allcls_jax.serving.segmentation import overlay as segment_overlay
+from allcls_jax.serving.segmentation.nuclei import CAVEAT, Segmentation
 from allcls_jax.training.writers import write_atomically, write_json
 
 TABLE_FILE, RECORD_FILE = "cells.csv", "segment.json"

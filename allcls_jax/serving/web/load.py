@@ -1,6 +1,6 @@
 """How fast a server answers many clients, beside the same work without a server.
 
-`python -m allcls_jax.serving.web_load MODEL`. Rounds of both alternate on the same
+`python -m allcls_jax.serving.web.load MODEL`. Rounds of both alternate on the same
 machine, so that what else runs there slows both; the server is a process of its own,
 asked over loopback only, a bounded number of times.
 """
@@ -111,7 +111,7 @@ def parser() -> Parser:
     made = Parser(
         "web_load",
         __doc__ or "",
-        "python -m allcls_jax.serving.web_load runs/vgg16/model --clients 32",
+        "python -m allcls_jax.serving.web.load runs/vgg16/model --clients 32",
     )
     made.add_argument("model", metavar="MODEL")
     for name, default in (

@@ -26,8 +26,8 @@ from allcls_jax.evaluation.plots_style import (
     styled,
     to_png,
 )
-from allcls_jax.serving.attribution import attribute, log_odds_of
-from allcls_jax.serving.attribution_settings import Method, Settings
+from allcls_jax.serving.explanation.attribution import attribute, log_odds_of
+from allcls_jax.serving.explanation.settings import Method, Settings
 from allcls_jax.serving.model import Model
 
 MOST_IN_GRID = 36

@@ -23,8 +23,8 @@ from allcls_jax.data import cnmc, files, transforms
 from allcls_jax.data.cells import DiskImage, ImageSource
 from allcls_jax.data.threads import ahead_in_threads
 from allcls_jax.errors import InputError, list_problems
-from allcls_jax.serving.disk_sort import sorted_lines
-from allcls_jax.serving.patterns import is_pattern, matches
+from allcls_jax.serving.prediction.disk_sort import sorted_lines
+from allcls_jax.serving.prediction.patterns import is_pattern, matches
 
 # What decoders read with at most 16 bits for each of four channels.
 MAX_BYTES = 8 * transforms.MAX_PIXELS

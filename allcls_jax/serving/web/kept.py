@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Sequence
 
-from allcls_jax.serving.web_limits import Refused
+from allcls_jax.serving.web.limits import Refused
 
 
 class Kept:

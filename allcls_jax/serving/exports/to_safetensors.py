@@ -23,7 +23,7 @@ from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import preprocessing_from_json
 from allcls_jax.models.weight_files import array_shapes, arrays_sha256
 from allcls_jax.models.weight_layouts import METADATA_KEY
-from allcls_jax.serving.export_check import (
+from allcls_jax.serving.exports.check import (
     JAX_PLATFORMS,
     Format,
     Run,
@@ -136,5 +136,5 @@ FORMAT = Format(
     write=_write,
     platforms=JAX_PLATFORMS,
     open=_open,
-    load="allcls_jax.serving.export_safetensors.read(Path(FILE)).logits(images)",
+    load="allcls_jax.serving.exports.to_safetensors.read(Path(FILE)).logits(images)",
 )

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import __version__
+from allcls_jax import DISCLAIMER, __version__
 from allcls_jax.data.cells import ALL, HEM
-from allcls_jax.evaluation import DISCLAIMER
 from allcls_jax.models import vgg
-from allcls_jax.serving.export_check import Format, Run, facts_as_text, host_params
+from allcls_jax.serving.exports.check import Format, Run, facts_as_text, host_params
 from allcls_jax.serving.model import Model
 
 # The first versions in which all operators used have today's meaning: the older, the

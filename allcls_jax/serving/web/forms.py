@@ -11,7 +11,7 @@ import python_multipart
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from allcls_jax.serving.web_limits import Limits, Refused
+from allcls_jax.serving.web.limits import Limits, Refused
 
 _FIELDS = 16  # of a form, besides its files
 _FIELD_BYTES = 4096

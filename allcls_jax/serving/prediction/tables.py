@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from allcls_jax.data.files import natural
 from allcls_jax.errors import InputError
-from allcls_jax.serving.disk_sort import sorted_lines
 from allcls_jax.serving.model import Prediction
+from allcls_jax.serving.prediction.disk_sort import sorted_lines
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Prediction))
 

@@ -20,24 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from allcls_jax import __version__
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, __version__
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving.inputs import patient_in
 from allcls_jax.serving.model import COVERAGE, Cell, Model, failed
-from allcls_jax.serving.web_batching import Batcher, Seen
-from allcls_jax.serving.web_forms import Form, read_form
-from allcls_jax.serving.web_kept import Kept
-from allcls_jax.serving.web_limits import (
+from allcls_jax.serving.prediction.inputs import patient_in
+from allcls_jax.serving.web.batching import Batcher, Seen
+from allcls_jax.serving.web.forms import Form, read_form
+from allcls_jax.serving.web.kept import Kept
+from allcls_jax.serving.web.limits import (
     Limits,
     Memory,
     Refused,
     busy,
     check_pixels,
 )
-from allcls_jax.serving.web_zips import Upload, is_zip, uploads_of
+from allcls_jax.serving.web.zips import Upload, is_zip, uploads_of
 
 METHODS = ("gradcam", "gradcam++")  # those that take no more than a few passes
 
@@ -327,7 +326,7 @@ class Service:
 
 def _package_heat_map(model: Model, image: np.ndarray, **settings: Any) -> bytes:
     # It brings matplotlib, which the server need not wait for.
-    from allcls_jax.serving.explain_pictures import heat_map_png
+    from allcls_jax.serving.explanation.pictures import heat_map_png
 
     return heat_map_png(model, image, **settings)
 

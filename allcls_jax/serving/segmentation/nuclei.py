@@ -13,10 +13,10 @@ import numpy as np
 from scipy import ndimage
 
 from allcls_jax.data import transforms
-from allcls_jax.serving import segment_shapes as shapes
-from allcls_jax.serving import segment_stain as stains
-from allcls_jax.serving.segment_shapes import LEFT_OUT, Nucleus, ShapeSettings
-from allcls_jax.serving.segment_stain import StainSettings
+from allcls_jax.serving.segmentation import shapes
+from allcls_jax.serving.segmentation import stain as stains
+from allcls_jax.serving.segmentation.shapes import LEFT_OUT, Nucleus, ShapeSettings
+from allcls_jax.serving.segmentation.stain import StainSettings
 
 CAVEAT = (
     "Segmentation has been tested on drawn fields only. Real fields of another stain, "

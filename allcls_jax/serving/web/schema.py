@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER
 
 _ROW = {
     "id": "q3Yw9xT0mB4kZl1r",

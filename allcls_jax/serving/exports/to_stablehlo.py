@@ -19,7 +19,7 @@ import numpy as np
 from jax import export
 
 from allcls_jax.models import vgg
-from allcls_jax.serving.export_check import (
+from allcls_jax.serving.exports.check import (
     JAX_PLATFORMS,
     Format,
     Run,

@@ -17,7 +17,7 @@ from typing import Any
 
 from allcls_jax.errors import InputError, list_problems
 from allcls_jax.locking import alone_in, locked
-from allcls_jax.serving.tables import Row
+from allcls_jax.serving.prediction.tables import Row
 from allcls_jax.training.writers import write_json
 
 _JOB, _LOCK, _ROWS = "job.json", "lock", "rows.jsonl"

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from allcls_jax.serving.web_limits import MIB, Limits, Refused, busy, too_large
+from allcls_jax.serving.web.limits import MIB, Limits, Refused, busy, too_large
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "

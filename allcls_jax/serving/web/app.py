@@ -20,15 +20,14 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from allcls_jax import __version__
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, __version__
 from allcls_jax.errors import InputError
-from allcls_jax.serving import web_schema as schema
 from allcls_jax.serving.model import COVERAGE, Model
-from allcls_jax.serving.tables import COLUMNS
-from allcls_jax.serving.web_guard import Guard, refusal, refusal_headers
-from allcls_jax.serving.web_limits import Limits, Refused
-from allcls_jax.serving.web_service import METHODS, HeatMap, Service
+from allcls_jax.serving.prediction.tables import COLUMNS
+from allcls_jax.serving.web import schema
+from allcls_jax.serving.web.guard import Guard, refusal, refusal_headers
+from allcls_jax.serving.web.limits import Limits, Refused
+from allcls_jax.serving.web.service import METHODS, HeatMap, Service
 
 # Path → file of this package, and its type.
 _PAGES = {
@@ -206,7 +205,7 @@ def _add_interface(app: FastAPI, service: Service) -> None:
 
 def _add_pages(app: FastAPI) -> None:
     """Adds the files of the page and of the description of the interface."""
-    own = importlib.resources.files("allcls_jax.serving") / "static"
+    own = importlib.resources.files("allcls_jax.serving.web") / "static"
     served = {
         path: ((own / file).read_bytes(), kind) for path, (file, kind) in _PAGES.items()
     }

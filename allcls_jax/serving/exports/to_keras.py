@@ -17,7 +17,7 @@ import numpy as np
 from allcls_jax.data.cells import ALL, HEM
 from allcls_jax.models import vgg
 from allcls_jax.models.preprocessing import Preprocessing
-from allcls_jax.serving.export_check import (
+from allcls_jax.serving.exports.check import (
     JAX_PLATFORMS,
     Format,
     Run,

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from allcls_jax import terminal
-from allcls_jax.evaluation import DISCLAIMER
-from allcls_jax.serving.attribution_checks import HARDLY, LIMIT, SanityCheck
+from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.serving.explanation.checks import HARDLY, LIMIT, SanityCheck
 
 NO_MAP = "no map: nothing speaks for the class explained"
 BY_CONSTRUCTION = (

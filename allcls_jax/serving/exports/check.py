@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from allcls_jax.evaluation import DISCLAIMER
+from allcls_jax import DISCLAIMER
 from allcls_jax.experiments.model_directory import CheckCells
 from allcls_jax.serving.model import Model
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from allcls_jax.data.threads import ahead_in_threads
 from allcls_jax.errors import InputError
-from allcls_jax.serving.inputs import Picture
 from allcls_jax.serving.model import Cell, Model, failed
-from allcls_jax.serving.tables import Row
+from allcls_jax.serving.prediction.inputs import Picture
+from allcls_jax.serving.prediction.tables import Row
 
 
 class Rows:

@@ -2,7 +2,7 @@
 
 The pictures of a block, and so the batches in which they are computed, depend on the
 list alone. So the table is the same, byte for byte, whether the job ran at one go, was
-stopped and taken up, or was divided among processes with devices of one kind and number.
+stopped and taken up, or was divided among processes on devices of the same kind.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from typing import Any
 
 import jax
 
-from allcls_jax import __version__, terminal
-from allcls_jax.command_line import DISCLAIMER
+from allcls_jax import DISCLAIMER, __version__, terminal
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.provenance import provenance
-from allcls_jax.serving import predict_ray, tables, work_log
-from allcls_jax.serving.inputs import PictureList, write_list
 from allcls_jax.serving.model import COVERAGE, Model
-from allcls_jax.serving.prediction_rows import Rows
-from allcls_jax.serving.tables import Row
-from allcls_jax.serving.work_log import WorkLog
+from allcls_jax.serving.prediction import on_ray as predict_ray
+from allcls_jax.serving.prediction import tables, work_log
+from allcls_jax.serving.prediction.inputs import PictureList, write_list
+from allcls_jax.serving.prediction.rows import Rows
+from allcls_jax.serving.prediction.tables import Row
+from allcls_jax.serving.prediction.work_log import WorkLog
 from allcls_jax.training.writers import write_json
 
 # Pictures whose rows are put on the disk together; so many are lost at most by a stop.

@@ -1,0 +1,1 @@
+"""A model in other systems' files, each run before it is left."""

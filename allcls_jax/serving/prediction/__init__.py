@@ -1,0 +1,1 @@
+"""From pictures to a table: listed, read, computed, written; any number of them."""

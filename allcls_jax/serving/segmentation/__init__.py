@@ -1,0 +1,1 @@
+"""From a microscope field to nuclei."""
