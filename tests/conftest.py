@@ -1,10 +1,16 @@
 """What all tests share: real data where it is, and a cache of its own for each."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from absl import flags
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -42,3 +48,26 @@ def _from_environment(name: str, what: str) -> Path:
     if not path:
         pytest.skip(f"{name} is not set: it names {what}")
     return Path(path)
+
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A Chromium of the distribution; playwright brings none.
+
+    Of a module alone: while it is open, this thread has a running event loop.
+    """
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, _BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser on PATH: install one of {', '.join(_BROWSERS)}")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+        )
+        yield opened
+        opened.close()

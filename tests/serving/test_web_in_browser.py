@@ -9,6 +9,7 @@ from playwright.sync_api import Page, expect
 
 from allcls_jax import DISCLAIMER
 from allcls_jax.serving.model import Model
+from tests.browser import CONTRAST
 from tests.serving.web_client import upload
 
 pytest_plugins = ["tests.serving.web_page"]
@@ -240,19 +241,9 @@ def test_it_fits_and_can_be_read(opened: tuple[Page, list[str]], folder: Path):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     expect(page.locator("body > .strip")).to_be_in_viewport()
     low = page.evaluate(
-        """() => {
-          const light = colour => {
-            const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255).map(
-              v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-          };
-          const back = e => {
-            for (; e; e = e.parentElement) {
-              const colour = getComputedStyle(e).backgroundColor;
-              if (colour !== 'rgba(0, 0, 0, 0)') return light(colour);
-            }
-            return 1;
-          };
+        """() => {"""
+        + CONTRAST
+        + """
           const own = e => [...e.childNodes].some(
             n => n.nodeType === 3 && n.textContent.trim());
           return [...document.body.querySelectorAll('*')].filter(

@@ -1,13 +1,12 @@
 """The page in a headless browser: the fixtures of its tests."""
 
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
@@ -15,26 +14,6 @@ from allcls_jax.serving.model import Model
 from allcls_jax.serving.web.app import create_app
 from allcls_jax.serving.web.limits import Limits
 from tests.serving.web_client import running
-
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A Chromium of the distribution; playwright brings none.
-
-    Of a module alone: while it is open, this thread has a running event loop.
-    """
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
-        pytest.skip(f"no browser on PATH: install one of {', '.join(_NAMES)}")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,34 +1,17 @@
 """The page in a real headless browser, as a reader opens it: from the disk, offline."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 from allcls_jax import DISCLAIMER
 from allcls_jax.evaluation.report.write import write_report
+from tests.browser import CONTRAST
 from tests.evaluation import report_folders
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
 PAGES = ("run", "cross_validation", "comparison")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """A Chromium of the distribution; playwright brings none."""
-    found = next(filter(None, map(shutil.which, _NAMES)), None)
-    if found is None:
-        pytest.skip(f"no browser on PATH: install one of {', '.join(_NAMES)}")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -151,19 +134,9 @@ def test_no_label_of_a_figure_is_cut_off(opened: tuple[Page, list[str]]):
 def test_dark_text_stands_on_light(opened: tuple[Page, list[str]]):
     page, _ = opened
     low = page.evaluate(
-        """() => {
-          const light = colour => {
-            const [r, g, b] = colour.match(/[\\d.]+/g).map(v => v / 255).map(
-              v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-          };
-          const back = e => {
-            for (; e; e = e.parentElement) {
-              const colour = getComputedStyle(e).backgroundColor;
-              if (colour !== 'rgba(0, 0, 0, 0)') return light(colour);
-            }
-            return 1;
-          };
+        """() => {"""
+        + CONTRAST
+        + """
           return [...document.querySelectorAll('p, td, th, dd, dt, li, a, h1, h2, h3, '
             + 'figcaption, caption, summary')].filter(e => e.textContent.trim()).map(
               e => [(back(e) + 0.05) / (light(getComputedStyle(e).color) + 0.05),
