@@ -140,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.check()
         out = arguments.out.expanduser()
         check_out(out, overwrite=options.overwrite)
-        explain(open_model(arguments.model), arguments.paths, out, options)
+        model = open_model(arguments.model)
+        model.self_check()
+        explain(model, arguments.paths, out, options)
 
     return run(act)

@@ -105,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = None
         if arguments.model is not None:
             model = open_model(arguments.model, batch_size=arguments.batch_size)
+            model.self_check()
         segment_fields(
             arguments.fields,
             out,

@@ -643,7 +643,7 @@ def test_the_help_gives_an_example(capsys: pytest.CaptureFixture[str]):
         audit.main(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "python -m allcls_jax.data.audit ~/C-NMC_Leukemia --out audit.json" in text
+    assert "example: allcls audit ~/C-NMC_Leukemia --out audit.json" in text
 
 
 def box_thumbnail(data: bytes) -> np.ndarray:

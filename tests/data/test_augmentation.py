@@ -72,6 +72,9 @@ def test_all_views_are_numpys(dtype: type):
         np.testing.assert_array_equal(found, np.rot90(mirrored, number % 4))
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 33), (24, 40)])
+@pytest.mark.parametrize("degrees", [0.0, 17.0, -140.0])
+@pytest.mark.parametrize("zoom", [0.7, 1.0, 1.6])
 def test_rotation_and_zoom_are_one_bilinear_resampling(
     height: int, width: int, degrees: float, zoom: float
 ):

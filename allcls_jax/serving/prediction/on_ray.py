@@ -137,6 +137,7 @@ class _Actor:
     ):
         os.chdir(folder)  # relative paths of pictures are the caller's
         opened = open_model(model, batch_size=batch_size)
+        opened.self_check()
         self._rows = Rows(opened, threshold, coverage)
         self._file = Path(file)
         self._block_size = block_size

@@ -460,4 +460,4 @@ def test_everything_that_is_written_carries_the_disclaimer(own: Path):
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "example: python -m allcls_jax.evaluation.report" in capsys.readouterr().out
+    assert "example:\n  allcls report runs/" in capsys.readouterr().out
