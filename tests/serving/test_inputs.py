@@ -264,11 +264,13 @@ def test_ten_times_the_pictures_take_no_more_memory(cells: Path, monkeypatch):
     ):
         monkeypatch.setattr(module, name, value)
     peaks = []
-    for number in (300, 300, 3000):  # what is made once does not count
+    # What is made once, or by another thread meanwhile, does not count.
+    for number in (300, 300, 3000, 3000):
         rows = "".join(f"cells/a/{9 + i % 2}.png,p{i % 7}\n" for i in range(number))
         Path("list.csv").write_text(f"path,patient\n{rows}")
         folder = Path(f"many{number}")
-        layouts.write(folder, {f"{i}.png": b"" for i in range(number // 4)})
+        if not folder.exists():
+            layouts.write(folder, {f"{i}.png": b"" for i in range(number // 4)})
         del rows
         tracemalloc.start()
         found = listed("list.csv", str(folder), block_size=256)
@@ -276,4 +278,4 @@ def test_ten_times_the_pictures_take_no_more_memory(cells: Path, monkeypatch):
         tracemalloc.stop()
         assert found.count == number + number // 4
     # 3375 pictures more, held with their names, would be over 1 MB.
-    assert peaks[2] < peaks[1] + 300_000, peaks
+    assert min(peaks[2:]) < min(peaks[:2]) + 300_000, peaks

@@ -620,7 +620,8 @@ def test_ten_times_the_images_take_no_more_memory(
     monkeypatch.setattr(inputs, "_STAMPS", 4)
     monkeypatch.setattr(inputs, "_THREADS", 2)
     peaks = []
-    for number in (30, 200, 1500):  # what is made once, in the first, does not count
+    # What is made once, in the first, or by another thread meanwhile, does not count.
+    for number in (30, 200, 200, 1500, 1500):
         rows = "".join(f"{in_order()[0]},p{i % 7}\n" for i in range(number))
         Path("list.csv").write_text(f"path,patient\n{rows}")
         del rows
@@ -631,4 +632,4 @@ def test_ten_times_the_images_take_no_more_memory(
         assert counts is not None
         assert counts["read"] == number
     # 1300 rows more, of a few hundred bytes each, would be over 500 kB.
-    assert peaks[2] < peaks[1] + 150_000, peaks
+    assert min(peaks[3:]) < min(peaks[1:3]) + 150_000, peaks
