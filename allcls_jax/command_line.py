@@ -60,6 +60,11 @@ def run(act: Callable[[], int | None], *, interrupted: str = "interrupted") -> i
             raise
         sys.stderr.write(f"error: {reason}\n")
         return MISTAKE
+    except RuntimeError as error:
+        if "home directory" not in str(error):  # of pathlib, for ~nobody
+            raise
+        sys.stderr.write("error: a path begins with ~ and the name of no user here\n")
+        return MISTAKE
     except KeyboardInterrupt:
         sys.stderr.write(f"{interrupted}\n")
         return INTERRUPTED

@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,17 @@ def test_a_defect_of_ours_keeps_its_traceback():
     for defect in (ValueError("x"), ConnectionError("nobody there")):
         with pytest.raises(type(defect)):
             command_line.run(lambda defect=defect: _raise(defect))
+
+
+def test_the_home_of_nobody_is_a_mistake(capsys):
+    assert command_line.run(lambda: _raise_for(Path("~no_such_user/x"))) == 2
+    assert "begins with ~" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="ours"):
+        command_line.run(lambda: _raise(RuntimeError("ours")))
+
+
+def _raise_for(path):
+    path.expanduser()
 
 
 def test_ctrl_c_says_what_is_kept(capsys):
