@@ -1,9 +1,9 @@
 """The verb `explain`: which pixels of a cell a model's verdict rests on."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from allcls_jax.command_line import Parser, run
+from allcls_jax.serving import arguments
 from allcls_jax.serving.explanation.folder import MAPS_FILE, RECORD_FILE, check_out
 from allcls_jax.serving.explanation.job import LIMIT, Options, Target, explain
 from allcls_jax.serving.explanation.settings import Method, Settings
@@ -27,9 +27,9 @@ def parser() -> Parser:
     """Returns what reads the arguments."""
     made = Parser("explain", _WHAT, _EXAMPLE)
     add = made.add_argument
-    add("model", metavar="MODEL", help="model directory, a run's folder, or a zip")
-    add("paths", metavar="PATH", nargs="+", help="images in any of the forms above")
-    add("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    arguments.add_model(made)
+    arguments.add_paths(made)
+    arguments.add_out_folder(made)
     add(
         "--method",
         type=Method,
@@ -53,12 +53,7 @@ def parser() -> Parser:
         default=Target.DECISION,
         help="class whose log odds are explained (default: the one that it is called)",
     )
-    add(
-        "--threshold",
-        metavar="NAME|NUMBER",
-        help="probability above which an image is called ALL: a number in (0, 1), or a "
-        "name that the model has, such as youden (default: the model's own)",
-    )
+    arguments.add_threshold(made)
     add(
         "--steps",
         type=int,
@@ -117,31 +112,31 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    args = parser().parse_args(argv)
 
     def act() -> None:
         options = Options(
             settings=Settings(
-                method=arguments.method,
-                block=arguments.block,
-                steps=arguments.steps,
-                patch=arguments.patch,
-                stride=arguments.stride,
+                method=args.method,
+                block=args.block,
+                steps=args.steps,
+                patch=args.patch,
+                stride=args.stride,
             ),
-            target=arguments.target,
-            threshold=arguments.threshold,
-            limit=arguments.limit,
-            sanity_images=arguments.sanity_images,
-            sanity_draws=arguments.sanity_draws,
-            batch_size=arguments.batch_size,
-            save_maps=arguments.save_maps,
-            overwrite=arguments.overwrite,
+            target=args.target,
+            threshold=args.threshold,
+            limit=args.limit,
+            sanity_images=args.sanity_images,
+            sanity_draws=args.sanity_draws,
+            batch_size=args.batch_size,
+            save_maps=args.save_maps,
+            overwrite=args.overwrite,
         )
         options.check()
-        out = arguments.out.expanduser()
+        out = args.out.expanduser()
         check_out(out, overwrite=options.overwrite)
-        model = open_model(arguments.model)
+        model = open_model(args.model)
         model.self_check()
-        explain(model, arguments.paths, out, options)
+        explain(model, args.paths, out, options)
 
     return run(act)

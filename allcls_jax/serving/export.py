@@ -18,6 +18,7 @@ from allcls_jax import DISCLAIMER, __version__, terminal
 from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.model_directory import RECORD_FILE
+from allcls_jax.serving import arguments
 from allcls_jax.serving.exports import to_keras as export_keras
 from allcls_jax.serving.exports import to_onnx as export_onnx
 from allcls_jax.serving.exports import to_safetensors as export_safetensors
@@ -54,9 +55,7 @@ def parser() -> Parser:
         f"cells; if it differs by more than {TOLERANCE:g}, nothing is written.",
         "allcls export runs/vgg19 --format onnx --out vgg19.onnx",
     )
-    made.add_argument(
-        "model", type=Path, help="model directory, folder of a run, or a zip of one"
-    )
+    arguments.add_model(made)
     made.add_argument("--format", choices=[*FORMATS], required=True)
     suffixes = ", ".join(f"{exported.suffix}" for exported in FORMATS.values())
     made.add_argument(

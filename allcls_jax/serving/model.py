@@ -20,10 +20,9 @@ from allcls_jax.experiments import model_directory
 from allcls_jax.experiments import workdir as folder
 from allcls_jax.experiments.model_directory import LABELS, CheckCells
 from allcls_jax.models.classifier import Classifier
+from allcls_jax.serving.arguments import BATCH_SIZE, COVERAGE
 from allcls_jax.training import sharding
 
-_BATCH_SIZE = 32
-COVERAGE = 0.9  # of the images, those that the model is surest of, get a decision
 THRESHOLD = "0.5"
 
 # How far a device may be from the stored outputs, in logits, by type of convolution.
@@ -311,7 +310,7 @@ def open_model(path: Path | str, *, batch_size: int | None = None) -> Model:
         leave_from_checkpoint(path)
     if batch_size is None:
         devices = jax.local_device_count()
-        batch_size = -(-_BATCH_SIZE // devices) * devices
+        batch_size = -(-BATCH_SIZE // devices) * devices
     return Model(model_directory.read(path), batch_size)
 
 

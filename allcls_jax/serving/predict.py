@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from allcls_jax.command_line import Parser, run
+from allcls_jax.serving import arguments
 from allcls_jax.serving.prediction.inputs import KINDS
 
 # JAX takes seconds, which --help and a typing error need not wait for: it is imported
-# with the job, whose `COVERAGE` and `predict_ray.LOCAL` these two are.
-_COVERAGE, _LOCAL = 0.9, "local"
+# with the job, whose `predict_ray.LOCAL` this is.
+_LOCAL = "local"
 
 _WHAT = f"""Writes a table with a row for each image: the calibrated probability of ALL,
 the call at a threshold, its uncertainty, whether the model abstains, and warnings
@@ -32,8 +33,8 @@ def parser() -> Parser:
     """Returns what reads the arguments."""
     made = Parser("predict", _WHAT, _EXAMPLE)
     add = made.add_argument
-    add("model", metavar="MODEL", help="model directory, a run's folder, or a zip")
-    add("paths", metavar="PATH", nargs="+", help="images in any of the forms above")
+    arguments.add_model(made)
+    arguments.add_paths(made)
     add(
         "--out",
         metavar="FILE",
@@ -41,26 +42,9 @@ def parser() -> Parser:
         required=True,
         help="table to write; its suffix, .csv, .jsonl or .parquet, tells the format",
     )
-    add(
-        "--threshold",
-        metavar="NAME|NUMBER",
-        help="probability above which an image is called ALL: a number in (0, 1), or a "
-        "name that the model has, such as youden (default: the model's own)",
-    )
-    add(
-        "--coverage",
-        type=float,
-        default=_COVERAGE,
-        help="share of images to decide; of those nearest to the threshold the model "
-        "abstains (default: %(default)s)",
-    )
-    add(
-        "--batch_size",
-        metavar="N",
-        type=int,
-        default=32,
-        help="images that go through the network at once (default: %(default)s)",
-    )
+    arguments.add_threshold(made)
+    arguments.add_coverage(made)
+    arguments.add_batch_size(made)
     add("--overwrite", action="store_true", help="replace FILE, or drop another job")
     add(
         "--num_processes",
@@ -84,17 +68,17 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    args = parser().parse_args(argv)
 
-    out = Path(os.path.expanduser(arguments.out))  # noqa: PTH111 (no error for ~nobody)
+    out = Path(os.path.expanduser(args.out))  # noqa: PTH111 (no error for ~nobody)
     return run(
-        lambda: _predict(arguments, out),
+        lambda: _predict(args, out),
         interrupted=f"interrupted; what is done is kept in {out}.part, and the same "
         "command goes on from there",
     )
 
 
-def _predict(arguments: argparse.Namespace, out: Path) -> None:
+def _predict(args: argparse.Namespace, out: Path) -> None:
     import jax
 
     from allcls_jax.serving.model import open_model
@@ -102,19 +86,19 @@ def _predict(arguments: argparse.Namespace, out: Path) -> None:
     from allcls_jax.serving.prediction import on_ray as predict_ray
 
     processes = prediction_job.Processes(
-        number=arguments.num_processes, index=arguments.process_id, ray=arguments.ray
+        number=args.num_processes, index=args.process_id, ray=args.ray
     )
-    prediction_job.check_out(out, overwrite=arguments.overwrite or processes.number > 1)
+    prediction_job.check_out(out, overwrite=args.overwrite or processes.number > 1)
     if processes.ray is not None:
         predict_ray.check_installed()
         # The actors compute; a device's memory is theirs.
         jax.config.update("jax_platforms", "cpu")
     prediction_job.predict(
-        open_model(arguments.model, batch_size=arguments.batch_size),
-        arguments.paths,
+        open_model(args.model, batch_size=args.batch_size),
+        args.paths,
         out,
-        threshold=arguments.threshold,
-        coverage=arguments.coverage,
-        overwrite=arguments.overwrite,
+        threshold=args.threshold,
+        coverage=args.coverage,
+        overwrite=args.overwrite,
         processes=processes,
     )

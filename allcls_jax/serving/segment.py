@@ -13,7 +13,8 @@ from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.command_line import Parser, run
 from allcls_jax.data import cnmc, transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving.model import COVERAGE, Model, Prediction, open_model
+from allcls_jax.serving import arguments
+from allcls_jax.serving.model import Model, Prediction, open_model
 from allcls_jax.serving.prediction.inputs import Picture, write_list
 from allcls_jax.serving.segmentation import outputs
 from allcls_jax.serving.segmentation.nuclei import (
@@ -57,7 +58,7 @@ def parser() -> Parser:
     add = made.add_argument
     add("fields", metavar="FIELD", nargs="+", help="pictures in any of the forms above")
     add("--model", metavar="MODEL", help="model directory, a run's folder, or a zip")
-    add("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    arguments.add_out_folder(made)
     add(
         "--scale",
         type=float,
@@ -72,49 +73,33 @@ def parser() -> Parser:
         help="of the crops: that of the training pictures (default: %(default)s, as in "
         "C-NMC 2019)",
     )
-    add(
-        "--threshold",
-        metavar="NAME|NUMBER",
-        help="probability above which a cell is called ALL, as for allcls predict",
-    )
-    add(
-        "--coverage",
-        type=float,
-        default=COVERAGE,
-        help="share of cells to decide; nearest to the threshold the model abstains, "
-        "and the cell is uncertain (default: %(default)s)",
-    )
-    add(
-        "--batch_size",
-        metavar="N",
-        type=int,
-        default=32,
-        help="cells that go through the network at once (default: %(default)s)",
-    )
+    arguments.add_threshold(made)
+    arguments.add_coverage(made)
+    arguments.add_batch_size(made)
     add("--overwrite", action="store_true", help="replace files of these names in DIR")
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    args = parser().parse_args(argv)
 
     def act() -> None:
-        out = arguments.out.expanduser()
-        outputs.check_folder(out, overwrite=arguments.overwrite)
+        out = args.out.expanduser()
+        outputs.check_folder(out, overwrite=args.overwrite)
         model = None
-        if arguments.model is not None:
-            model = open_model(arguments.model, batch_size=arguments.batch_size)
+        if args.model is not None:
+            model = open_model(args.model, batch_size=args.batch_size)
             model.self_check()
         segment_fields(
-            arguments.fields,
+            args.fields,
             out,
             model=model,
-            scale=arguments.scale,
-            side=arguments.side,
-            threshold=arguments.threshold,
-            coverage=arguments.coverage,
-            overwrite=arguments.overwrite,
+            scale=args.scale,
+            side=args.side,
+            threshold=args.threshold,
+            coverage=args.coverage,
+            overwrite=args.overwrite,
         )
 
     return run(act, interrupted="interrupted; the fields that were done are complete")
@@ -128,7 +113,7 @@ def segment_fields(
     scale: float | None = None,
     side: int = cnmc.SIDE,
     threshold: str | None = None,
-    coverage: float = COVERAGE,
+    coverage: float = arguments.COVERAGE,
     overwrite: bool = False,
 ) -> list[FieldResult]:
     """Segments fields, classifies their cells and writes everything into a folder.

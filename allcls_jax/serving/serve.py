@@ -13,6 +13,7 @@ import jax
 from allcls_jax import DISCLAIMER, terminal
 from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
+from allcls_jax.serving import arguments
 from allcls_jax.serving.model import open_model
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def parser() -> Parser:
     """Returns what reads the arguments."""
     made = Parser("serve", _WHAT, _EXAMPLE)
     add = made.add_argument
-    add("model", metavar="MODEL", help="model directory, a run's folder, or a zip")
+    arguments.add_model(made)
     add(
         "--host",
         default="127.0.0.1",
@@ -86,27 +87,27 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    args = parser().parse_args(argv)
 
     def act() -> None:
         check_installed()
         from allcls_jax.serving.web.limits import MIB, Limits
 
         serve(
-            arguments.model,
-            host=arguments.host,
-            port=arguments.port,
-            names=arguments.allow_name,
-            batch_size=arguments.batch_size,
+            args.model,
+            host=args.host,
+            port=args.port,
+            names=args.allow_name,
+            batch_size=args.batch_size,
             limits=Limits(
-                max_upload=arguments.max_upload * MIB,
-                max_memory=4 * arguments.max_upload * MIB,
-                max_unpacked=8 * arguments.max_upload * MIB,
-                max_pixels=arguments.max_pixels,
-                max_files=arguments.max_files,
-                max_requests=arguments.max_requests,
-                max_kept=arguments.max_kept * MIB,
-                timeout=arguments.timeout,
+                max_upload=args.max_upload * MIB,
+                max_memory=4 * args.max_upload * MIB,
+                max_unpacked=8 * args.max_upload * MIB,
+                max_pixels=args.max_pixels,
+                max_files=args.max_files,
+                max_requests=args.max_requests,
+                max_kept=args.max_kept * MIB,
+                timeout=args.timeout,
             ),
         )
 

@@ -7,12 +7,12 @@ labels, temperature and thresholds. The part before the head is also what
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import safetensors
 import safetensors.numpy
 
@@ -30,6 +30,7 @@ from allcls_jax.serving.exports.check import (
     facts,
     host_params,
     jax_device,
+    run_on,
 )
 from allcls_jax.serving.model import Model
 
@@ -118,14 +119,7 @@ def _open(path: Path, platform: str) -> Run | None:
         return logits, classifier.probability(logits)
 
     params = jax.device_put(classifier.params, device)
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # Accelerators would otherwise round float32 products.
-        with jax.default_matmul_precision("float32"):
-            logits, probability = compute(params, jax.device_put(images, device))
-        return np.asarray(logits), np.asarray(probability)
-
-    return run
+    return run_on(device, functools.partial(compute, params))
 
 
 FORMAT = Format(

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import export
 
 from allcls_jax.models import vgg
@@ -25,6 +24,7 @@ from allcls_jax.serving.exports.check import (
     Run,
     host_params,
     jax_device,
+    run_on,
 )
 from allcls_jax.serving.model import Model
 
@@ -64,13 +64,9 @@ def _open(path: Path, platform: str) -> Run | None:
     device = jax_device(platform)
     if device is None:
         return None
-    call = jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits, probability = call(jax.device_put(images, device))
-        return np.asarray(logits), np.asarray(probability)
-
-    return run
+    return run_on(
+        device, jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
+    )
 
 
 FORMAT = Format(

@@ -20,7 +20,8 @@ import jax
 from allcls_jax import DISCLAIMER, __version__, terminal
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.provenance import provenance
-from allcls_jax.serving.model import COVERAGE, Model
+from allcls_jax.serving.arguments import COVERAGE
+from allcls_jax.serving.model import Model
 from allcls_jax.serving.prediction import on_ray as predict_ray
 from allcls_jax.serving.prediction import tables, work_log
 from allcls_jax.serving.prediction.inputs import PictureList, write_list

@@ -22,7 +22,8 @@ from starlette.requests import ClientDisconnect
 
 from allcls_jax import DISCLAIMER, __version__
 from allcls_jax.errors import InputError
-from allcls_jax.serving.model import COVERAGE, Model
+from allcls_jax.serving.arguments import COVERAGE
+from allcls_jax.serving.model import Model
 from allcls_jax.serving.prediction.tables import COLUMNS
 from allcls_jax.serving.web import schema
 from allcls_jax.serving.web.guard import Guard, refusal, refusal_headers

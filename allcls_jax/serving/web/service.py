@@ -24,7 +24,8 @@ from allcls_jax import DISCLAIMER, __version__
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
 from allcls_jax.errors import InputError
-from allcls_jax.serving.model import COVERAGE, Cell, Model, failed
+from allcls_jax.serving.arguments import COVERAGE
+from allcls_jax.serving.model import Cell, Model, failed
 from allcls_jax.serving.prediction.inputs import patient_in
 from allcls_jax.serving.web.batching import Batcher, Seen
 from allcls_jax.serving.web.forms import Form, read_form
