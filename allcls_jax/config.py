@@ -115,7 +115,7 @@ class DataConfig:
 
     # None: synthetic without `dir`, else told from the folder's layout.
     source: DataSource | None = None
-    dir: str | None = None  # folder, zip or csv; or what tools/prepare_data.py wrote
+    dir: str | None = None  # folder, zip or csv; or what allcls prepare wrote
     image_size: int = 224  # pixels, the network's square input
     pack_size: int | None = None  # pixels stored, ≥ image_size; None: image_size
     crop: int | None = None  # centre square in pixels before resizing; None: whole

@@ -40,8 +40,8 @@ def explain_failure(error: InputError | OSError) -> str | None:
     """
     if isinstance(error, InputError):
         return str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    closed = error.errno in (errno.EACCES, errno.EROFS)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    closed = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     if error.filename is None and not full and not closed:
         return None
     file = "a file" if error.filename is None else os.fsdecode(error.filename)

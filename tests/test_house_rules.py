@@ -42,7 +42,7 @@ KEEPERS = {
     ),
     "absl": ("main.py",),
     "ml_collections": ("main.py",),
-    "keras": ("models/convert.py", "serving/exports/to_keras.py"),
+    "keras": ("models/convert.py",),
     "onnx": ("serving/exports/to_onnx.py",),
     "onnxruntime": ("serving/exports/to_onnx.py",),
     "pyarrow": ("serving/prediction/tables.py",),

@@ -1,4 +1,4 @@
-"""The command that audits a set of cells: `python -m allcls_jax.data.audit DIR`.
+"""The command that audits a set of cells: `allcls audit DIR`.
 
 It writes what `findings` finds as JSON, for people and for `--config.data.groups`, and
 pictures of the pairs as a contact sheet; each is whole or not there.

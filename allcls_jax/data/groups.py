@@ -54,7 +54,7 @@ def find_groups(
     Args:
       table: n cells.
       copies: pairs of image ids that show the same cell, made so by us.
-      path: what `python -m allcls_jax.data.audit` wrote, or a JSON file of lists of
+      path: what `allcls audit` wrote, or a JSON file of lists of
         patients. None: only byte-identical images join. An audit may know more images
         and patients than the table: those that share cells with one of them that is
         not here are joined all the same.
@@ -176,5 +176,5 @@ def _check_names(path: str, file: _File, here: set[str]) -> None:
         raise list_problems(
             f"data.groups = {path!r}: is the audit of other cells",
             (f"patient {name} is not in it" for name in missing),
-            remedy="Audit these: python -m allcls_jax.data.audit DIR --out FILE",
+            remedy="Audit these: allcls audit DIR --out FILE",
         )

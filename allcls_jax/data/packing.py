@@ -52,7 +52,7 @@ class PackedCells:
         if manifest is None:
             raise InputError(
                 f"{directory}: not a pack of this version; write it with "
-                "tools/prepare_data.py"
+                "allcls prepare"
             )
         try:
             self.size = int(manifest["size"])

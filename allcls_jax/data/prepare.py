@@ -1,6 +1,6 @@
 """From a configuration, or a command line, to packed cells.
 
-Cells are packed on first use, in the cache; a pack that `tools/prepare_data.py` wrote
+Cells are packed on first use, in the cache; a pack that `allcls prepare` wrote
 is used as it is.
 """
 
@@ -161,7 +161,7 @@ def _open_in_cache(
 
 
 def _open_prepared(directory: Path, config: DataConfig) -> PackedCells:
-    """Opens what tools/prepare_data.py wrote, if it fits the configuration."""
+    """Opens what allcls prepare wrote, if it fits the configuration."""
     packed = PackedCells(directory)
     wrong = []
     if config.source not in (None, packed.source):
@@ -177,7 +177,7 @@ def _open_prepared(directory: Path, config: DataConfig) -> PackedCells:
         raise list_problems(
             f"{directory}: the pack does not fit the configuration",
             wrong,
-            remedy="Change the configuration, or pack again with tools/prepare_data.py",
+            remedy="Change the configuration, or pack again with allcls prepare",
         )
     return packed
 

@@ -242,17 +242,7 @@ def _check_cells(plain: Classifier, model: Mapping[str, Any]) -> CheckCells:
         ]
     )
 
-    # As in training, save for dropout: convolutions as everybody computes them, not the
-    # CPU's fast ones, whose rounding would take up half of what an export may differ.
-    network = vgg.without_dropout(plain.model)
-
-    @jax.jit
-    def compute(params: vgg.Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        inputs = plain.preprocessing(images)
-        output: Any = network.apply({"params": params}, inputs, train=True)
-        return output[0], plain.probability(output[0])
-
     # Accelerators would otherwise round float32 products.
     with jax.default_matmul_precision("float32"):
-        logits, probability = compute(plain.params, jnp.asarray(images))
+        logits, probability = jax.jit(plain.plain)(jnp.asarray(images), plain.params)
     return CheckCells(images, np.asarray(logits), np.asarray(probability))

@@ -99,14 +99,15 @@ def read(path: Path) -> ModelDirectory:
     Raises:
       InputError: if there is no model, it is damaged, or another version's.
     """
-    path = path.expanduser()
     with _naming(path):
-        files = _Files(path)
-        content = files.read(RECORD_FILE)
+        root = _root(path)
+        content = (root / RECORD_FILE).read_bytes()
         record = json.loads(content)
         _check_version(path, record)
+        files: dict[str, bytes] = {}
         for name, sha256 in record["files"].items():
-            if hashlib.sha256(files.read(name)).hexdigest() != sha256:
+            files[name] = (root / name).read_bytes()
+            if hashlib.sha256(files[name]).hexdigest() != sha256:
                 raise InputError(
                     f"{path}: {name} is not what was written (sha256); copy the model "
                     "again"
@@ -140,37 +141,22 @@ def cut(data: bytes, *, name: str, model: Mapping[str, Any]) -> tuple[np.ndarray
     return transforms.resize(stored, model["image_size"]), area
 
 
-class _Files:
-    """The files of a model directory, in a folder or in a zip."""
-
-    def __init__(self, path: Path):
-        self._zip: zipfile.ZipFile | None = None
-        self._folder = path
-        if path.is_dir():
-            if not (path / RECORD_FILE).exists():
-                self._folder = path / FOLDER
-            if not (self._folder / RECORD_FILE).exists():
-                raise _nothing(path, f"there is no {RECORD_FILE}")
-            return
-        if not path.exists():
-            raise _nothing(path, "does not exist")
-        if not zipfile.is_zipfile(path):
-            raise _nothing(path, "is no folder and no zip")
-        self._zip = zipfile.ZipFile(path)
-        found = [
-            name
-            for name in self._zip.namelist()
-            if name.rpartition("/")[2] == RECORD_FILE
-        ]
-        if len(found) != 1:
-            raise _nothing(path, f"has {len(found)} files {RECORD_FILE}, not one")
-        self._prefix = found[0].removesuffix(RECORD_FILE)
-
-    def read(self, name: str) -> bytes:
-        """Returns the content of a file."""
-        if self._zip is None:
-            return (self._folder / name).read_bytes()
-        return self._zip.read(self._prefix + name)
+def _root(path: Path) -> Path | zipfile.Path:
+    """Returns the folder, on disk or in a zip, in which `model.json` lies."""
+    if path.is_dir():
+        for folder in (path, path / FOLDER):
+            if (folder / RECORD_FILE).exists():
+                return folder
+        raise _nothing(path, f"there is no {RECORD_FILE}")
+    if not path.exists():
+        raise _nothing(path, "does not exist")
+    if not zipfile.is_zipfile(path):
+        raise _nothing(path, "is no folder and no zip")
+    names = zipfile.ZipFile(path).namelist()
+    found = [name for name in names if name.rpartition("/")[2] == RECORD_FILE]
+    if len(found) != 1:
+        raise _nothing(path, f"has {len(found)} files {RECORD_FILE}, not one")
+    return zipfile.Path(path, found[0].removesuffix(RECORD_FILE))
 
 
 def _nothing(path: Path, why: str) -> InputError:
@@ -190,7 +176,7 @@ def _check_version(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _build(
-    path: Path, files: _Files, record: dict[str, Any], sha256: str
+    path: Path, files: Mapping[str, bytes], record: dict[str, Any], sha256: str
 ) -> ModelDirectory:
     """Returns the model; raises KeyError, TypeError or ValueError where it is none."""
     model = record["model"]
@@ -200,11 +186,11 @@ def _build(
         HeadKind(model["head"]), 0.0
     )
     network = vgg.VGG(layers, dtype=dtype)
-    arrays = safetensors.numpy.load(files.read(WEIGHTS_FILE))
+    arrays = safetensors.numpy.load(files[WEIGHTS_FILE])
     shapes = vgg.param_shapes(network, model["image_size"])
     params = pretrained.merge(shapes, arrays)
     preprocessing = preprocessing_from_json(json.dumps(record["preprocessing"]))
-    check = CheckCells(**safetensors.numpy.load(files.read(CHECK_FILE)))
+    check = CheckCells(**safetensors.numpy.load(files[CHECK_FILE]))
     _check_numbers(record, check)
     return ModelDirectory(
         path=path,

@@ -1,6 +1,7 @@
 """A trained network with what it needs to read images and to speak in probabilities."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,6 +43,26 @@ class Classifier:
         own = self.params if params is None else params
         output: Any = self.model.apply({"params": own}, self.preprocessing(images))
         return output[0]
+
+    def plain(
+        self,
+        images: jax.Array | np.ndarray,
+        params: Mapping[str, Mapping[str, jax.Array | np.ndarray]],
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns logits (n, 2) and calibrated P(ALL) (n,), float32, computed plainly.
+
+        As in training, save for dropout, each convolution is computed as everybody
+        computes it, and not as is fast on a CPU, whose rounding would take up half of
+        what an export may differ; and in float32, whatever the network's own type.
+
+        Args:
+          images: as for `logits`.
+          params: of all layers.
+        """
+        network = vgg.VGG(vgg.without_dropout(self.model).layers)
+        inputs = self.preprocessing(images)
+        output: Any = network.apply({"params": params}, inputs, train=True)
+        return output[0], self.probability(output[0])
 
     def log_odds(self, logits: jax.Array) -> jax.Array:
         """Returns the calibrated log odds of ALL, (n,) float32, of logits (n, 2)."""

@@ -89,7 +89,7 @@ def keras_forward(
     Returns:
       The outputs, and whether Keras has read the file by itself.
     """
-    keras = _import_keras()
+    keras = import_keras()
     applications = keras.applications
     builder = {
         ModelName.VGG16: applications.VGG16,
@@ -215,7 +215,7 @@ def _verify(weights: WeightFile, source: Path, image_size: int) -> bool:
     ours = forward(weights, images)
     theirs, read = keras_forward(weights, images, source=source)
     errors = relative_errors(ours, theirs)
-    version = _import_keras().__version__
+    version = import_keras().__version__
     how = "which read the file itself" if read else "which was given these arrays"
     terminal.show_table(
         f"Largest relative difference from Keras {version}, {how}",
@@ -240,7 +240,8 @@ def _outputs(weights: WeightFile) -> list[str]:
     return [f"block{i}_pool" for i in blocks] + ["logits"] * weights.has_top
 
 
-def _import_keras() -> Any:
+def import_keras() -> Any:
+    """Returns Keras, on the JAX backend unless it was imported before."""
     if "keras" not in sys.modules:
         # Its default is TensorFlow, and it reads this once, when it is imported.
         os.environ["KERAS_BACKEND"] = "jax"

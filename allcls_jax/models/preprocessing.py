@@ -68,6 +68,6 @@ def preprocessing_from_json(text: str) -> Preprocessing:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"preprocessing = {text!r}: not understood ({error}); write the file again "
-            "with tools/convert_weights.py"
+            "with allcls convert"
         ) from error
     return Preprocessing(order, mean, scale)

@@ -280,12 +280,12 @@ def _with_origin(
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: its metadata are not understood ({error}); write it again with "
-            "tools/convert_weights.py"
+            "allcls convert"
         ) from error
     if written.variant != variant or digest != arrays_sha256(arrays):
         raise InputError(
             f"{path}: its arrays are not those that were written; write it again with "
-            "tools/convert_weights.py"
+            "allcls convert"
         )
     return written
 

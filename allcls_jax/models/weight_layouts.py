@@ -26,7 +26,7 @@ from allcls_jax.models.preprocessing import CAFFE, TORCH, Preprocessing
 
 SUPPORTED = (
     "give a Keras file (.h5, .weights.h5 or .keras), or safetensors of torchvision, "
-    "timm or tools/convert_weights.py"
+    "timm or allcls convert"
 )
 
 # The one key of our own metadata: several would be written in random order.

@@ -46,7 +46,7 @@ def add_coverage(parser: Parser) -> None:
         type=float,
         default=COVERAGE,
         help="share of images to decide; of those nearest to the threshold the model "
-        "abstains (default: %(default)s)",
+        f"abstains (default: {COVERAGE})",
     )
 
 
@@ -56,6 +56,6 @@ def add_batch_size(parser: Parser) -> None:
         "--batch_size",
         metavar="N",
         type=int,
-        default=BATCH_SIZE,
-        help="images that go through the network at once (default: %(default)s)",
+        help=f"images that go through the network at once (default: {BATCH_SIZE}, or "
+        "so many more that each device gets as many)",
     )

@@ -1,7 +1,7 @@
 """The command `allcls`: one verb for each thing to be done with cells and models.
 
 A verb is a module with `parser()` and `main(argv)`; only that of the verb is imported,
-so that help and typing errors need not wait for JAX.
+so that the list of verbs need not wait for JAX.
 """
 
 import argparse

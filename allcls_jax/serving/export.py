@@ -19,10 +19,7 @@ from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.model_directory import RECORD_FILE
 from allcls_jax.serving import arguments
-from allcls_jax.serving.exports import to_keras as export_keras
-from allcls_jax.serving.exports import to_onnx as export_onnx
-from allcls_jax.serving.exports import to_safetensors as export_safetensors
-from allcls_jax.serving.exports import to_stablehlo as export_stablehlo
+from allcls_jax.serving.exports import to_keras, to_onnx, to_safetensors, to_stablehlo
 from allcls_jax.serving.exports.check import (
     BATCH_SIZES,
     TOLERANCE,
@@ -36,10 +33,10 @@ from allcls_jax.serving.model import Model, open_model
 FORMATS = {
     exported.name: exported
     for exported in (
-        export_onnx.FORMAT,
-        export_stablehlo.FORMAT,
-        export_safetensors.FORMAT,
-        export_keras.FORMAT,
+        to_onnx.FORMAT,
+        to_stablehlo.FORMAT,
+        to_safetensors.FORMAT,
+        to_keras.FORMAT,
     )
 }
 
@@ -84,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       other cases nothing was written.
     """
     options = parser().parse_args(argv)
-    out = Path(os.path.expanduser(options.out))  # noqa: PTH111 (no error for ~nobody)
 
     def act() -> int:
+        out = options.out.expanduser()
         # Before the model is opened, which may take a while.
         prepare(options.format, out, overwrite=options.overwrite)
         model = open_model(options.model)
@@ -199,10 +196,8 @@ def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
     try:
         yield file, result
     except OSError as error:
-        raise InputError(
-            f"--out {out}: cannot be written ({error.strerror or error}); give a "
-            "folder that may be written to and has room"
-        ) from error
+        error.filename = str(out)  # which the user knows
+        raise
     finally:
         for path in (file, result):
             with contextlib.suppress(OSError):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +84,11 @@ class Prediction:
         }
 
 
-def failed(name: str, reason: str, patient: str | None = None) -> Prediction:
-    """Returns the row of a picture that could not be read."""
-    return Prediction(name, patient, error=reason)
+def failed(
+    name: str, reason: InputError | str, patient: str | None = None
+) -> Prediction:
+    """Returns the row of a picture of which nothing can be said."""
+    return Prediction(name, patient, error=str(reason).removeprefix(f"{name}: "))
 
 
 class Model:
@@ -213,6 +214,8 @@ class Model:
             an image nearer to the threshold than all of these the model abstains.
           patient: if known.
         """
+        if not math.isfinite(probability):
+            return failed(name, "the network gives no number for it", patient)
         (row,) = self.decisions([probability], threshold=threshold, coverage=coverage)
         return Prediction(
             image=name,
@@ -301,7 +304,7 @@ def open_model(path: Path | str, *, batch_size: int | None = None) -> Model:
     Raises:
       InputError: if there is no model, it is damaged, or another version's.
     """
-    path = Path(os.path.expanduser(path))  # noqa: PTH111 (no error for ~nobody)
+    path = Path(path).expanduser()
     inside = path / model_directory.FOLDER
     if (path / folder.CONFIG_FILE).exists() and not inside.exists():
         # Training's packages take seconds, which a model directory need not wait for.
@@ -309,8 +312,7 @@ def open_model(path: Path | str, *, batch_size: int | None = None) -> Model:
 
         leave_from_checkpoint(path)
     if batch_size is None:
-        devices = jax.local_device_count()
-        batch_size = -(-BATCH_SIZE // devices) * devices
+        batch_size = sharding.at_least(BATCH_SIZE)
     return Model(model_directory.read(path), batch_size)
 
 

@@ -1,7 +1,6 @@
 """The verb `predict`: what a model says of many pictures, as a table."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from allcls_jax.serving import arguments
 from allcls_jax.serving.prediction.inputs import KINDS
 
 # JAX takes seconds, which --help and a typing error need not wait for: it is imported
-# with the job, whose `predict_ray.LOCAL` this is.
+# with the job, whose `on_ray.LOCAL` this is.
 _LOCAL = "local"
 
 _WHAT = f"""Writes a table with a row for each image: the calibrated probability of ALL,
@@ -70,11 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = parser().parse_args(argv)
 
-    out = Path(os.path.expanduser(args.out))  # noqa: PTH111 (no error for ~nobody)
     return run(
-        lambda: _predict(args, out),
-        interrupted=f"interrupted; what is done is kept in {out}.part, and the same "
-        "command goes on from there",
+        lambda: _predict(args, args.out.expanduser()),
+        interrupted=f"interrupted; what is done is kept in {args.out}.part, and the "
+        "same command goes on from there",
     )
 
 
@@ -82,18 +80,17 @@ def _predict(args: argparse.Namespace, out: Path) -> None:
     import jax
 
     from allcls_jax.serving.model import open_model
-    from allcls_jax.serving.prediction import job as prediction_job
-    from allcls_jax.serving.prediction import on_ray as predict_ray
+    from allcls_jax.serving.prediction import job, on_ray
 
-    processes = prediction_job.Processes(
+    processes = job.Processes(
         number=args.num_processes, index=args.process_id, ray=args.ray
     )
-    prediction_job.check_out(out, overwrite=args.overwrite or processes.number > 1)
+    job.check_out(out, overwrite=args.overwrite or processes.number > 1)
     if processes.ray is not None:
-        predict_ray.check_installed()
+        on_ray.check_installed()
         # The actors compute; a device's memory is theirs.
         jax.config.update("jax_platforms", "cpu")
-    prediction_job.predict(
+    job.predict(
         open_model(args.model, batch_size=args.batch_size),
         args.paths,
         out,

@@ -6,7 +6,6 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -15,9 +14,8 @@ from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
 from allcls_jax.serving import arguments
 from allcls_jax.serving.model import open_model
-
-if TYPE_CHECKING:
-    from allcls_jax.serving.web.limits import Limits
+from allcls_jax.serving.web.limits import MEMORY, MIB, UNPACKED, Limits
+from allcls_jax.training import sharding
 
 _WHAT = """Shows a page on which pictures of single cells, or zips of them, are dropped.
 Each gets its calibrated probability, decision, uncertainty, warnings and a heat map;
@@ -33,7 +31,6 @@ _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "fastapi_offline")
 
 # Pictures that are computed together; a lone one takes the time of so many.
 _BATCH_SIZE = {"cpu": 4}
-_OTHER_BATCH_SIZE = 32
 
 
 def parser() -> Parser:
@@ -65,15 +62,16 @@ def parser() -> Parser:
         metavar="N",
         type=int,
         help="pictures that go through the network at once (default: "
-        f"{_BATCH_SIZE['cpu']} on a CPU, {_OTHER_BATCH_SIZE} elsewhere)",
+        f"{_BATCH_SIZE['cpu']} on a CPU, {arguments.BATCH_SIZE} elsewhere)",
     )
+    usual = Limits()
     for name, default, what in (
-        ("max_upload", 256, "MiB of one upload"),
-        ("max_files", 1000, "pictures of one upload, also in zips"),
-        ("max_pixels", 25_000_000, "pixels of one picture"),
-        ("max_requests", 64, "uploads that are answered at the same time"),
-        ("max_kept", 256, "MiB of pictures kept in memory for the page"),
-        ("timeout", 300, "seconds for one upload, and for its answer"),
+        ("max_upload", usual.max_upload // MIB, "MiB of one upload"),
+        ("max_files", usual.max_files, "pictures of one upload, also in zips"),
+        ("max_pixels", usual.max_pixels, "pixels of one picture"),
+        ("max_requests", usual.max_requests, "uploads answered at the same time"),
+        ("max_kept", usual.max_kept // MIB, "MiB of pictures kept for the page"),
+        ("timeout", int(usual.timeout), "seconds for one upload, and for its answer"),
     ):
         add(
             f"--{name}",
@@ -91,8 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act() -> None:
         check_installed()
-        from allcls_jax.serving.web.limits import MIB, Limits
-
         serve(
             args.model,
             host=args.host,
@@ -101,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch_size=args.batch_size,
             limits=Limits(
                 max_upload=args.max_upload * MIB,
-                max_memory=4 * args.max_upload * MIB,
-                max_unpacked=8 * args.max_upload * MIB,
+                max_memory=MEMORY * args.max_upload * MIB,
+                max_unpacked=UNPACKED * args.max_upload * MIB,
                 max_pixels=args.max_pixels,
                 max_files=args.max_files,
                 max_requests=args.max_requests,
@@ -129,7 +125,7 @@ def serve(
     *,
     host: str,
     port: int,
-    limits: "Limits",
+    limits: Limits,
     names: Sequence[str] = (),
     batch_size: int | None = None,
 ) -> None:
@@ -148,11 +144,11 @@ def serve(
         or the address cannot be used.
     """
     from allcls_jax.serving.web import app as web
-    from allcls_jax.serving.web import server as web_server
+    from allcls_jax.serving.web import server
 
     if not 0 <= port <= 65535:
         raise InputError(f"--port={port}: must be from 0 to 65535")
-    with contextlib.closing(web_server.listen(host, port)) as opened:
+    with contextlib.closing(server.listen(host, port)) as opened:
         address, port = opened.getsockname()[:2]
         loopback = ipaddress.ip_address(address).is_loopback
         model = open_model(path, batch_size=batch_size or default_batch_size())
@@ -173,15 +169,14 @@ def serve(
             )
         shown = f"[{address}]" if ":" in address else address
         terminal.say(f"http://{shown}:{port}/ — {DISCLAIMER} Ctrl-C ends it.")
-        web_server.make_server(app).run(sockets=[opened])
+        server.make_server(app).run(sockets=[opened])
     terminal.say("stopped")
 
 
 def default_batch_size() -> int:
     """Returns how many pictures go through the network at once on these devices."""
-    size = _BATCH_SIZE.get(jax.default_backend(), _OTHER_BATCH_SIZE)
-    count = jax.local_device_count()
-    return -(-size // count) * count
+    size = _BATCH_SIZE.get(jax.default_backend(), arguments.BATCH_SIZE)
+    return sharding.at_least(size)
 
 
 if __name__ == "__main__":

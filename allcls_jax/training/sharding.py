@@ -87,6 +87,12 @@ def check_batch_size(name: str, batch_size: int) -> None:
         )
 
 
+def at_least(batch_size: int) -> int:
+    """Returns the smallest batch of so many images that divides among the devices."""
+    devices = jax.local_device_count()
+    return -(-batch_size // devices) * devices
+
+
 def start_processes(
     coordinator: str | None, num_processes: int | None, process: int | None
 ) -> None:

@@ -638,14 +638,6 @@ def test_a_pair_stands_on_one_line(tmp_path: Path):
     assert len(lines) < 120
 
 
-def test_the_help_gives_an_example(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as caught:
-        audit.main(["--help"])
-    assert caught.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "example: allcls audit ~/C-NMC_Leukemia --out audit.json" in text
-
-
 def box_thumbnail(data: bytes) -> np.ndarray:
     """The measure of the counts below: the upright box of what is brighter than 24."""
     image = transforms.decode(data, name="a file")

@@ -29,8 +29,7 @@ def _ended(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 def test_each_verb_has_help_with_an_example(verb, capsys):
     code, out, err = _ended(capsys, verb, "--help")
     assert (code, err) == (0, "")
-    assert "xample" in out
-    assert f"allcls {verb} " in out
+    assert f"allcls {verb} " in out.partition("xample")[2]
     assert DISCLAIMER in out
     assert max(map(len, out.splitlines())) <= 120
 

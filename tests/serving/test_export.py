@@ -602,7 +602,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(
 
     monkeypatch.setattr(Path, "write_text", full)  # the last that is written
     error = refused(capsys, tiny_model_dir, "safetensors", tmp_path / "m.safetensors")
-    assert "cannot be written (No space left on device)" in error
+    assert "m.safetensors: No space left on device; make room" in error
     assert list(tmp_path.iterdir()) == []
 
 

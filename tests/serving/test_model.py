@@ -131,10 +131,9 @@ def test_a_cut_off_zip_and_a_missing_file_are_found(tiny_model_dir, tmp_path):
     (copy / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"the model is damaged .*model\.safetensors"):
         open_model(copy)
-    archive = shutil.make_archive(str(tmp_path / "m"), "zip", tiny_model_dir)
+    shutil.make_archive(str(tmp_path / "m"), "zip", tiny_model_dir)
     whole = (tmp_path / "m.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
-    assert archive.endswith("m.zip")
     with pytest.raises(InputError, match="holds no model"):
         open_model(tmp_path / "cut.zip")
 

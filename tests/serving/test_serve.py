@@ -127,15 +127,6 @@ def test_missing_packages_are_named_with_the_extra(
     assert "pip install 'allcls-jax[serve]'" in error
 
 
-def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as ended:
-        serve.main(["--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    assert "allcls serve runs/vgg19/model" in text
-    assert DISCLAIMER in text
-
-
 def test_a_batch_is_divided_among_the_devices(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(serve.jax, "local_device_count", lambda: 3)
     assert serve.default_batch_size() % 3 == 0

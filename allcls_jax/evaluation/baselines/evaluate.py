@@ -1,6 +1,6 @@
 """Simple ways to tell the classes apart, on the very splits of a run.
 
-    python -m allcls_jax.evaluation.baselines WORKDIR
+    allcls baselines WORKDIR
 
 fits each baseline on a run's own training images, predicts its validation and test
 images once, and sets the figures beside the model's. Validation serves the baselines

@@ -21,9 +21,9 @@ RUN, CROSS_VALIDATION, LADDER = "run", "cross_validation", "ladder"
 
 _AGAIN = "run the same command with --workdir again to have it written"
 _EVALUATION = "evaluation.json"
-_BASELINES = "python -m allcls_jax.evaluation.baselines WORKDIR makes it"
+_BASELINES = "allcls baselines WORKDIR makes it"
 _LEAK_LADDER = (
-    "python -m allcls_jax.main --config configs/vgg19.py:ladder makes it, with a "
+    "allcls train --config vgg19:ladder makes it, with a "
     "folder for each split"
 )
 

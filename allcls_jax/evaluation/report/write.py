@@ -1,6 +1,6 @@
 """One self-contained page of a run, and with it the model card and the checklist.
 
-`python -m allcls_jax.evaluation.report WORKDIR…` writes `report.html`, `model_card.md`
+`allcls report WORKDIR…` writes `report.html`, `model_card.md`
 and `claim.md` into the first folder. The page needs no network and no script. Nothing
 is computed anew: figures are those that the run has recorded. The same folder gives the
 same bytes.

@@ -103,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Measures peak memory and time by the number of images.",
         f"python -m {_MODULE}",
     )
+    parser.prog = f"python -m {_MODULE}"  # no verb
     parser.add_argument(
         "--images", type=int, nargs="+", default=[10_661, 100_000], metavar="N"
     )

@@ -1,8 +1,7 @@
 """Forward passes of the convolutional stack by the peers, from one table of layers.
 
 Each gets the same weights and the same images, ready where it computes (Keras: in host
-memory), and tells some
-of its features, so that it is known to compute the same.
+memory), and tells some of its features, so that it is known to compute the same.
 """
 
 import importlib

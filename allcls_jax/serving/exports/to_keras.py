@@ -6,8 +6,6 @@ dropout is kept, so that training can go on there.
 """
 
 import contextlib
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from allcls_jax.data.cells import ALL, HEM
 from allcls_jax.models import vgg
+from allcls_jax.models.convert import import_keras
 from allcls_jax.models.preprocessing import Preprocessing
 from allcls_jax.serving.exports.check import (
     JAX_PLATFORMS,
@@ -33,7 +32,7 @@ def build(model: Model) -> Any:
     Its input is `images` (batch, s, s, 3) RGB, grey levels from 0 to 255 of any type;
     its output a dictionary of `logits` (batch, 2) and `probability` (batch,), float32.
     """
-    keras = _import_keras()
+    keras = import_keras()
     classifier = model.classifier
     side = classifier.image_size
     dropout = float(model.record["config"]["model"]["dropout"])
@@ -112,7 +111,7 @@ def _open(path: Path, platform: str) -> Run | None:
     device = jax_device(platform)
     if device is None:
         return None
-    keras = _import_keras()
+    keras = import_keras()
 
     def here() -> contextlib.ExitStack:
         stack = contextlib.ExitStack()
@@ -132,20 +131,11 @@ def _open(path: Path, platform: str) -> Run | None:
     return run
 
 
-def _import_keras() -> Any:
-    if "keras" not in sys.modules:
-        # Its default is TensorFlow, and it reads this once, when it is imported.
-        os.environ["KERAS_BACKEND"] = "jax"
-    import keras
-
-    return keras
-
-
 FORMAT = Format(
     name="keras",
     suffix=".keras",
     runtime="keras",
-    version=lambda: _import_keras().__version__,
+    version=lambda: import_keras().__version__,
     write=_write,
     platforms=JAX_PLATFORMS,
     open=_open,

@@ -9,6 +9,7 @@ labels, temperature and thresholds. The part before the head is also what
 import dataclasses
 import functools
 import json
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,7 @@ from allcls_jax.serving.exports.check import (
 from allcls_jax.serving.model import Model
 
 _LAYERS: dict[str, type[vgg.Layer]] = {
-    kind.__name__: kind
-    for kind in (
-        vgg.Conv,
-        vgg.MaxPool,
-        vgg.Flatten,
-        vgg.GlobalAveragePool,
-        vgg.Dense,
-        vgg.Dropout,
-    )
+    kind.__name__: kind for kind in typing.get_args(vgg.Layer)
 }
 
 

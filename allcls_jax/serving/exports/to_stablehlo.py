@@ -11,13 +11,11 @@ only: the model directory is what lasts.
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export
 
-from allcls_jax.models import vgg
 from allcls_jax.serving.exports.check import (
     JAX_PLATFORMS,
     Format,
@@ -37,16 +35,9 @@ def build(model: Model) -> export.Exported:
     """
     classifier = model.classifier
     params = host_params(model)
-    # Float32, whatever the type in which the model computes on this device.
-    network = vgg.VGG(vgg.without_dropout(classifier.model).layers)
 
     def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # As in training each convolution is computed plainly, whatever device this
-        # process has; of what training adds, dropout, the table has none left.
-        output: Any = network.apply(
-            {"params": params}, classifier.preprocessing(images), train=True
-        )
-        return output[0], classifier.probability(output[0])
+        return classifier.plain(images, params)
 
     (batch,) = export.symbolic_shape("batch")
     side = classifier.image_size

@@ -194,7 +194,7 @@ def _expanded(paths: Sequence[str]) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     problems = []
     for given in paths:
-        path = os.path.expanduser(given)  # noqa: PTH111 (no error for ~nobody)
+        path = str(Path(given).expanduser()) if given.startswith("~") else given
         if not os.path.lexists(path) and is_pattern(path):
             if _is_csv(path):
                 tables = sorted(matches(path), key=files.natural)

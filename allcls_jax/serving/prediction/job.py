@@ -7,9 +7,7 @@ stopped and taken up, or was divided among processes on devices of the same kind
 
 import contextlib
 import dataclasses
-import errno
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +16,11 @@ from typing import Any
 import jax
 
 from allcls_jax import DISCLAIMER, __version__, terminal
-from allcls_jax.errors import InputError
+from allcls_jax.errors import InputError, explain_failure
 from allcls_jax.experiments.provenance import provenance
 from allcls_jax.serving.arguments import COVERAGE
 from allcls_jax.serving.model import Model
-from allcls_jax.serving.prediction import on_ray as predict_ray
-from allcls_jax.serving.prediction import tables, work_log
+from allcls_jax.serving.prediction import on_ray, tables, work_log
 from allcls_jax.serving.prediction.inputs import PictureList, write_list
 from allcls_jax.serving.prediction.rows import Rows
 from allcls_jax.serving.prediction.tables import Row
@@ -110,7 +107,7 @@ def predict(
     try:
         with contextlib.ExitStack() as entered:
             if processes.ray:
-                ray = predict_ray.running(processes.ray, processes.number)
+                ray = on_ray.running(processes.ray, processes.number)
                 entered.enter_context(ray)
             entered.enter_context(log.claimed())
             job = _Job(model, out, log, value, coverage)
@@ -234,7 +231,7 @@ class _Job:
             "predicting", total, "images", done=total - left
         ) as advance:
             for block, line in self._lines(pictures, waiting, processes):
-                self.log.append_line(line)
+                self.log.append(line)
                 advance(pictures.size(block))
 
     def _lines(
@@ -242,7 +239,7 @@ class _Job:
     ) -> Iterator[tuple[int, bytes]]:
         """Yields the lines of the log for blocks, in any order."""
         if processes.ray:
-            yield from predict_ray.lines(
+            yield from on_ray.lines(
                 self.model,
                 pictures,
                 blocks,
@@ -382,19 +379,12 @@ def _exists(path: Path) -> InputError:
 
 def _explained(error: OSError, out: Path) -> InputError | OSError:
     """What to tell of a failure to read or write on the way to a table."""
-    if error.errno is None:
+    reason, folder = explain_failure(error), work_log.folder_of(out)
+    if reason is None:
         return error
-    file = out if error.filename is None else os.fsdecode(error.filename)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "make room"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = "change its permissions, or give another --out"
-    else:
-        remedy = "mend it, or give another --out"
-    folder = work_log.folder_of(out)
-    kept = (
-        f". What is done is kept in {folder}, and the same command goes on from there"
-    )
-    return InputError(
-        f"{file}: {error.strerror}; {remedy}{kept if folder.exists() else ''}"
-    )
+    if folder.exists():
+        reason += (
+            f". What is done is kept in {folder}, and the same command goes on from "
+            "there"
+        )
+    return InputError(reason)

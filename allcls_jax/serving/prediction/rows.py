@@ -5,7 +5,6 @@ alone, not on the blocks before and after it.
 """
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -56,21 +55,15 @@ class Rows:
         rows = []
         for picture, cell in read:
             if isinstance(cell, Cell):
-                probability = next(probabilities)
-                if not math.isfinite(probability):
-                    reason = "the network gives no number for it"
-                    rows.append(failed(picture.name, reason, picture.patient).to_dict())
-                    continue
                 row = self._model.prediction(
                     picture.name,
                     cell,
-                    probability,
+                    next(probabilities),
                     threshold=self._threshold,
                     coverage=self._coverage,
                     patient=picture.patient,
                 )
             else:
-                reason = str(cell).removeprefix(f"{picture.name}: ")
-                row = failed(picture.name, reason, picture.patient)
+                row = failed(picture.name, cell, picture.patient)
             rows.append(row.to_dict())
         return rows

@@ -103,12 +103,8 @@ class WorkLog:
             write_json(self.folder / _JOB, dict(job))
             return False
 
-    def append(self, block: int, rows: Sequence[Row]) -> None:
-        """Adds the rows of a block; they are on the disk when this returns."""
-        self.append_line(line_of(block, rows))
-
-    def append_line(self, line: bytes) -> None:
-        """Adds what `line_of` made."""
+    def append(self, line: bytes) -> None:
+        """Adds what `line_of` made; it is on the disk when this returns."""
         with (self.own / _ROWS).open("ab", buffering=0) as file:
             while line:
                 line = line[file.write(line) :]

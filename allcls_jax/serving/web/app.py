@@ -229,11 +229,8 @@ def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
 def _swagger_folder() -> Path:
     """Returns where the package that brings Swagger's files has them."""
     found = importlib.util.find_spec("fastapi_offline")
-    if found is None or found.origin is None:
-        raise InputError(
-            "serve: the package fastapi-offline is missing; pip install "
-            "'allcls-jax[serve]'"
-        )
+    assert found is not None, "looked for by the verb"
+    assert found.origin is not None, "a package of Python"
     return Path(found.origin).parent / "static"
 
 

@@ -11,6 +11,8 @@ from allcls_jax.data import transforms
 from allcls_jax.errors import InputError
 
 MIB = 1 << 20
+# Times the largest upload: what all together may take, and what one may unpack to.
+MEMORY, UNPACKED = 4, 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +31,8 @@ class Limits:
     """
 
     max_upload: int = 256 * MIB
-    max_memory: int = 1024 * MIB
-    max_unpacked: int = 2048 * MIB
+    max_memory: int = MEMORY * 256 * MIB
+    max_unpacked: int = UNPACKED * 256 * MIB
     max_pixels: int = 25_000_000
     max_files: int = 1000
     max_requests: int = 64

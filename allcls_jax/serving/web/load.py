@@ -109,10 +109,11 @@ def measure(
 def parser() -> Parser:
     """Returns what reads the arguments."""
     made = Parser(
-        "web_load",
+        "",
         __doc__ or "",
         "python -m allcls_jax.serving.web.load runs/vgg16/model --clients 32",
     )
+    made.prog = "python -m allcls_jax.serving.web.load"  # no verb
     made.add_argument("model", metavar="MODEL")
     for name, default in (
         ("clients", 32),

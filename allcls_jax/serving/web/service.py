@@ -44,7 +44,7 @@ METHODS = ("gradcam", "gradcam++")  # those that take no more than a few passes
 _EXAMPLES = 8
 _MOST_MAPS = 64  # that wait at a time
 
-HeatMap = Callable[..., bytes]  # as `explain_pictures.heat_map_png`
+HeatMap = Callable[..., bytes]  # as `explanation.pictures.heat_map_png`
 
 
 class Service:
@@ -258,8 +258,7 @@ class Service:
                 try:
                     seen, probability = await asyncio.wrap_future(work)
                 except InputError as error:
-                    reason = str(error).removeprefix(f"{name}: ")
-                    told = failed(name, reason, patient).to_dict()
+                    told = failed(name, error, patient).to_dict()
                     return {"id": token, **told}, b""
             cell, png = seen.rest
             found = self.model.prediction(

@@ -180,7 +180,7 @@ class _Member:
 def _is_junk(name: str) -> bool:
     """Whether an operating system has put it there rather than a person."""
     parts = name.replace("\\", "/").split("/")
-    return any(part.startswith((".", "__MACOSX")) and part != ".." for part in parts)
+    return any(part != ".." and files.is_junk(part) for part in parts)
 
 
 def _raise(error: InputError) -> bytes:

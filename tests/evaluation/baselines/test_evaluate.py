@@ -475,13 +475,6 @@ def test_the_users_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as ended:
-        baselines.main(["--help"])
-    assert ended.value.code == 0
-    assert "example:\n  allcls baselines runs/" in capsys.readouterr().out
-
-
 def test_cell_area_of_real_cells_tells_the_classes_apart(cnmc_dir):
     """Every eighth image; the whole folds have 0.838, 0.869 and 0.759."""
     _, found = readers.open_source(None, cnmc_dir)

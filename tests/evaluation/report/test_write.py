@@ -248,8 +248,8 @@ def test_what_cannot_be_computed_is_undefined_with_its_reason(tmp_path: Path):
         ("evaluation.json", "summary", "there is no evaluation.json"),
         ("config.json", "settings", "there is no config.json"),
         ("metrics.jsonl", "learning", "there is no metrics.jsonl"),
-        ("baselines.json", "baselines", "allcls_jax.evaluation.baselines"),
-        ("ladder.json", "ladder", "configs/vgg19.py:ladder"),
+        ("baselines.json", "baselines", "allcls baselines"),
+        ("ladder.json", "ladder", "vgg19:ladder"),
     ],
 )
 @pytest.mark.usefixtures("unpainted")
@@ -455,9 +455,3 @@ def test_everything_that_is_written_carries_the_disclaimer(own: Path):
     write_report([own / "run"])
     for name in (REPORT_FILE, MODEL_CARD_FILE, CLAIM_FILE):
         assert DISCLAIMER in (own / "run" / name).read_text(encoding="utf-8")
-
-
-def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "example:\n  allcls report runs/" in capsys.readouterr().out
