@@ -51,8 +51,7 @@ class PackedCells:
         manifest = _manifest(directory)
         if manifest is None:
             raise InputError(
-                f"{directory}: not a pack of this version; write it with "
-                "allcls prepare"
+                f"{directory}: not a pack of this version; write it with allcls prepare"
             )
         try:
             self.size = int(manifest["size"])

@@ -274,7 +274,7 @@ _ALL_ROWS = 2**32 - 1  # a TIFF's word for one strip with all there are
 
 _TOO_LARGE = (
     f"has more than {MAX_PIXELS:,} pixels",
-    "cut out the single cells first",
+    "give a smaller part of it",
 )
 
 
@@ -293,9 +293,7 @@ def _check_frame(picture: Image.Image, name: str) -> None:
     frames = getattr(picture, "n_frames", 1)
     # The further pictures of a phone's JPEG (MPO) are previews of the first.
     if frames > 1 and picture.format != "MPO":
-        raise _bad(
-            name, f"holds {frames} pictures", "save each cell as a file of its own"
-        )
+        raise _bad(name, f"holds {frames} pictures", "save each as a file of its own")
 
 
 def _num_pixels(picture: Image.Image) -> int:

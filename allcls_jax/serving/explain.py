@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from allcls_jax.command_line import Parser, run
 from allcls_jax.serving import arguments
-from allcls_jax.serving.explanation.folder import MAPS_FILE, RECORD_FILE, check_out
+from allcls_jax.serving.explanation.folder import MAPS_FILE, RECORD_FILE
 from allcls_jax.serving.explanation.job import LIMIT, Options, Target, explain
 from allcls_jax.serving.explanation.settings import Method, Settings
 from allcls_jax.serving.model import open_model
+from allcls_jax.serving.out_folder import check_out
 from allcls_jax.serving.prediction.inputs import KINDS
 
 _WHAT = f"""Shows which pixels of a cell a model's calibrated log odds rest on: for each

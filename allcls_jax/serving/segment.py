@@ -1,5 +1,6 @@
 """The verb `segment`: from fields to cells, and what a model makes of them."""
 
+import contextlib
 import dataclasses
 import math
 import tempfile
@@ -15,6 +16,7 @@ from allcls_jax.data import cnmc, transforms
 from allcls_jax.errors import InputError
 from allcls_jax.serving import arguments
 from allcls_jax.serving.model import Model, Prediction, open_model
+from allcls_jax.serving.out_folder import check_out, pictures_outside, unique_stem
 from allcls_jax.serving.prediction.inputs import Picture, write_list
 from allcls_jax.serving.segmentation import outputs
 from allcls_jax.serving.segmentation.nuclei import (
@@ -75,8 +77,9 @@ def parser() -> Parser:
     )
     arguments.add_threshold(made)
     arguments.add_coverage(made)
+    made.set_defaults(coverage=None)  # to tell whether it was given
     arguments.add_batch_size(made)
-    add("--overwrite", action="store_true", help="replace files of these names in DIR")
+    add("--overwrite", action="store_true", help="replace what was segmented in DIR")
     return made
 
 
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def act() -> None:
         out = args.out.expanduser()
-        outputs.check_folder(out, overwrite=args.overwrite)
+        check_out(out, overwrite=args.overwrite)
         model = None
         if args.model is not None:
             model = open_model(args.model, batch_size=args.batch_size)
@@ -113,36 +116,45 @@ def segment_fields(
     scale: float | None = None,
     side: int = cnmc.SIDE,
     threshold: str | None = None,
-    coverage: float = arguments.COVERAGE,
+    coverage: float | None = None,
     overwrite: bool = False,
 ) -> list[FieldResult]:
     """Segments fields, classifies their cells and writes everything into a folder.
 
     Args:
-      fields: paths of pictures, folders, zips, patterns or csv files.
+      fields: paths of pictures, folders, zips, patterns or csv files; pictures below
+        `out` are left out.
       out: the folder.
       model: what classifies; None: nuclei are found and cut only.
       scale: field pixels per training pixel; None: estimated for each field.
       side: of the crops, pixels.
       threshold: as of `Model.threshold`.
-      coverage: as of `Model.prediction`.
-      overwrite: whether files of the same names may be replaced.
+      coverage: as of `Model.prediction`; None: the usual.
+      overwrite: whether what an earlier run left may be replaced.
 
     Returns:
       What was found, field by field.
 
     Raises:
-      InputError: if an argument cannot be, or if no field at all could be read.
+      InputError: if an argument cannot be, if the folder is not empty or a file in it
+        that no earlier run left might be replaced, or if no field could be read.
+      OSError: if the folder cannot be written.
     """
-    outputs.check_folder(out, overwrite=overwrite)
-    _check(scale, side, threshold, model)
+    check_out(out, overwrite=overwrite)
+    _check(scale, side, threshold, coverage, model)
+    coverage = arguments.COVERAGE if coverage is None else coverage
     job = _Job(model, scale, side, threshold, coverage)
     with tempfile.TemporaryDirectory() as folder:
         listed = write_list(fields, Path(folder) / "fields", block_size=_BATCH)
-        pictures = [p for i in range(listed.num_blocks) for p in listed.block(i)]
-    stems = outputs.unique_stems(picture.name for picture in pictures)
+        pictures = list(pictures_outside(listed, out, unit="fields")[1])
+    taken: set[str] = set()
+    stems = [unique_stem(picture.name, taken) for picture in pictures]
+    outputs.check_fields(out, stems)
+    was_there = out.is_dir()
+    out.mkdir(exist_ok=True)
     results: list[FieldResult] = []
     try:
+        (out / outputs.RECORD_FILE).unlink(missing_ok=True)
         with terminal.track("segmenting", len(pictures), "fields") as advance:
             for picture, stem in zip(pictures, stems, strict=True):
                 results.append(_segment_field(picture, stem, out, job))
@@ -150,6 +162,9 @@ def segment_fields(
     finally:
         if results:  # also of what was done before an interruption
             outputs.write_table(out, results)
+        elif not was_there:
+            with contextlib.suppress(OSError):
+                out.rmdir()
     outputs.write_record(
         out, results, notes=job.notes, model=job.about(), settings=job.settings()
     )
@@ -196,7 +211,11 @@ class _Job:
 
 
 def _check(
-    scale: float | None, side: int, threshold: str | None, model: Model | None
+    scale: float | None,
+    side: int,
+    threshold: str | None,
+    coverage: float | None,
+    model: Model | None,
 ) -> None:
     """Raises `InputError` for what cannot be."""
     if scale is not None and not _LEAST_SCALE <= scale <= _MOST_SCALE:
@@ -207,9 +226,12 @@ def _check(
     if not 16 <= side <= 4096:
         raise InputError(f"--side={side}: must be from 16 to 4096 pixels")
     if model is not None:
-        model.threshold(threshold)
-    elif threshold is not None:
-        raise InputError(f"--threshold={threshold}: needs --model; leave it out")
+        value = model.threshold(threshold)
+        model.margin(value, arguments.COVERAGE if coverage is None else coverage)
+        return
+    for name, given in (("threshold", threshold), ("coverage", coverage)):
+        if given is not None:
+            raise InputError(f"--{name}={given}: needs --model; leave it out")
 
 
 def _segment_field(picture: Picture, stem: str, out: Path, job: _Job) -> FieldResult:
@@ -218,6 +240,7 @@ def _segment_field(picture: Picture, stem: str, out: Path, job: _Job) -> FieldRe
         image = transforms.decode(picture.read(), name=picture.name)
     except InputError as error:
         terminal.warn(f"left out: {_named(picture.name, str(error))}")
+        outputs.forget(out, stem)
         return FieldResult(name=picture.name, stem=stem, error=str(error))
     typical = None if job.scale is None else job.training_area * job.scale**2
     found = segment(image, typical_area=typical)

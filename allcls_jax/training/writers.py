@@ -105,15 +105,22 @@ def read_history(workdir: Path) -> list[Record]:
     return records
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file beside its place and renames it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file beside its place and renames it; text becomes UTF-8.
+
+    Raises:
+      OSError: naming the file's place, if it cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         beside.unlink(missing_ok=True)
 

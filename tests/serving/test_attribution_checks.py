@@ -120,6 +120,7 @@ def test_maps_that_know_the_weights_change_with_them():
     found = sanity(weighing(np.eye(27), counting=1), images)
     assert found.hardly_change is False
     assert found.verdict.startswith("maps change with the weights")
+    assert "of the first 2 maps with those of random weights" in found.verdict
     assert [stage.randomised for stage in found.stages] == [
         ("head",),
         ("head", "block5"),

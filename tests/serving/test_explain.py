@@ -1,5 +1,6 @@
 """`allcls explain`: the folder it leaves, what it says, and what it refuses."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,13 +13,14 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from allcls_jax import terminal
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
 from allcls_jax.errors import InputError
 from allcls_jax.serving.explain import main
 from allcls_jax.serving.explanation import job as explanation_job
 from allcls_jax.serving.explanation import pictures
-from allcls_jax.serving.explanation.folder import new_folder, safe_stem
+from allcls_jax.serving.explanation.folder import new_folder
 from allcls_jax.serving.explanation.job import Options, Target, explain
 from allcls_jax.serving.explanation.settings import Method, Settings
 
@@ -58,7 +60,7 @@ def test_a_folder_and_a_zip_become_pictures_and_a_record(tiny_model, tmp_path, c
 
     record = read(out)
     assert record == returned
-    files = ["grid-2.png", "a.png", "a-2.png", "a-3.png", "explain.json.png"]
+    files = ["grid-2.png", "a.png", "a-2.png", "a-3.png", "explain_json.png"]
     rows = [row for row in record["images"] if row["error"] is None]
     assert sorted(row["file"] for row in rows) == sorted(files)
     assert {path.name for path in out.iterdir()} == {
@@ -224,6 +226,88 @@ def test_overwriting_replaces_an_explanation_and_nothing_else(tiny_model, tmp_pa
     assert (tmp_path / "outside.png").exists()
 
 
+@pytest.mark.parametrize("name", ["a.png", "grid.png", "explain.json"])
+def test_a_file_that_is_no_explanations_is_never_replaced(tiny_model, tmp_path, name):
+    """Whether there is an explanation already, or none."""
+    cells = folder_of(tmp_path / "cells", "a.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name} is in the way"):
+        explain(tiny_model, [str(cells)], out, options(overwrite=True))
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == "mine"
+
+    (out / name).unlink()
+    other = folder_of(tmp_path / "other", "b.png")
+    explain(tiny_model, [str(other)], out, options())
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "a.png").mkdir()
+    with pytest.raises(InputError, match=r"a\.png is in the way"):
+        explain(tiny_model, [str(cells)], out, options(overwrite=True))
+    (out / "a.png").rmdir()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_pictures_that_are_explained_survive(tiny_model, tmp_path, capsys):
+    cells = folder_of(tmp_path / "cells", "a.png", "b.png")
+    with pytest.raises(InputError, match="all 2 images lie in it"):
+        explain(tiny_model, [str(cells)], cells, options(overwrite=True))
+    assert [(cells / name).read_bytes() for name in ("a.png", "b.png")] == CELLS[:2]
+    assert len(list(cells.iterdir())) == 2
+
+    explain(tiny_model, [str(cells)], cells / "maps", options())
+    explain(tiny_model, [str(cells)], cells / "maps", options(overwrite=True))
+    assert read(cells / "maps")["listed"] == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 of 5 images are left out, for they lie in" in said
+
+
+def test_a_record_goes_before_what_it_tells_of(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    record = json.dumps({"sanity_check": {}, "images": [{"file": "a.png"}]})
+
+    def write(text: str) -> None:
+        with new_folder(out) as (folder, _):
+            (folder / "a.png").write_text(text)
+            (folder / "explain.json").write_text(record)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    write("old")
+    write("new")
+    assert (out / "a.png").read_text() == "new"
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write("newer")
+    assert [path.name for path in out.iterdir()] == ["a.png"]
+
+
+def test_what_cannot_be_read_counts_as_progress_and_twice_listed_is_told(
+    tiny_model, tmp_path, capsys, monkeypatch
+):
+    cells = folder_of(tmp_path / "cells", "b.png", "c.png")
+    (cells / "a.png").write_bytes(b"")
+    totals = {}
+
+    @contextlib.contextmanager
+    def track(what: str, total: int, _: str):
+        done = []
+        yield done.append
+        totals[what] = (sum(done), total)
+
+    monkeypatch.setattr(terminal, "track", track)
+    paths = [str(cells), str(cells / "b.png")]
+    for limit in (2, 3, 4):
+        out = tmp_path / str(limit)
+        explain(tiny_model, paths, out, options(limit=limit))
+        assert totals["explaining"] == (limit, limit)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 4 images are listed more than once" in said
+
+
 def test_an_explanation_that_fails_leaves_nothing(tiny_model, tmp_path, monkeypatch):
     cells = folder_of(tmp_path / "cells", "a.png")
     out, there = tmp_path / "out", tmp_path / "there"
@@ -259,30 +343,6 @@ def test_a_new_folder_has_the_usual_permissions(tmp_path):
         (folder / "a").write_text("a")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out").stat().st_mode == usual.stat().st_mode
-
-
-@pytest.mark.parametrize(
-    ("name", "stem"),
-    [
-        ("cells/fold_0/UID_1_2_3_all.bmp", "UID_1_2_3_all"),
-        ("C:\\cells\\a b.bmp", "a_b"),
-        ("cells.zip!../../etc/passwd", "passwd"),
-        ("../..", "image"),
-        ("a/.hidden.png", "hidden"),
-        ("a/b:c*?.png", "b_c"),
-        ("CON.png", "image_CON"),
-        ("lpt1.x.png", "image_lpt1.x"),
-        ("Zelle ä 細胞.tif", "Zelle_ä_細胞"),
-        ("", "image"),
-    ],
-)
-def test_names_of_pictures_stay_in_their_folder(name, stem):
-    assert safe_stem(name) == stem
-
-
-def test_a_long_name_is_cut():
-    assert len(safe_stem("細" * 300 + ".png").encode()) <= 120
-    assert safe_stem("a" * 300 + ".png") == "a" * 120
 
 
 def test_wrong_arguments_are_one_line_and_exit_code_2(tiny_model_dir, tmp_path, capsys):

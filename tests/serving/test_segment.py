@@ -1,7 +1,9 @@
 import csv
 import io
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from allcls_jax.data.synthetic_fields import FieldSettings, draw
 from allcls_jax.errors import InputError
 from allcls_jax.serving import segment as verb
 from allcls_jax.serving.model import Model
-from allcls_jax.serving.segmentation import outputs as segment_outputs
+from allcls_jax.serving.segmentation import outputs
 from allcls_jax.serving.segmentation.nuclei import CAVEAT
 
 SMALL = FieldSettings(width=360, height=270, scale=0.2, nuclei=7, touching=0.2)
@@ -199,13 +201,24 @@ def test_broken_fields_are_rows_and_the_rest_goes_on(
     (folder / "cut.png").write_bytes(whole.getvalue()[:5000])
     (folder / "text.bmp").write_text("no picture")
     (folder / "empty.png").write_bytes(b"")
+    (folder / "huge.png").write_bytes(header_of(20_000, 20_000))
+    still = Image.fromarray(picture)
+    still.save(folder / "moving.png", save_all=True, append_images=[still.rotate(90)])
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
         archive.writestr("inside/alpha.png", whole.getvalue())
     out = tmp_path / "out"
     results = verb.segment_fields([str(folder)], out)
-    assert len(results) == 10
-    broken = {row["field"].rpartition("/")[2] for row in table(out) if row["error"]}
-    assert broken == {"cut.png", "text.bmp", "empty.png"}
+    assert len(results) == 12
+    broken = {
+        row["field"].rpartition("/")[2]: row["error"]
+        for row in table(out)
+        if row["error"]
+    }
+    unlike = {"cut.png", "text.bmp", "empty.png", "huge.png", "moving.png"}
+    assert broken.keys() == unlike
+    assert "more than 100,000,000 pixels; give a smaller part" in broken["huge.png"]
+    assert "holds 2 pictures; save each as a file of its own" in broken["moving.png"]
+    assert "cell" not in " ".join(broken.values()).replace(str(tmp_path), "")
     found = {
         result.name.rpartition("/")[2]: result.segmentation
         for result in results
@@ -215,7 +228,7 @@ def test_broken_fields_are_rows_and_the_rest_goes_on(
     assert len(found["cmyk.jpg"].nuclei) >= 4
     stems = {result.stem for result in results}
     assert {"alpha", "alpha-2"} <= stems
-    assert len(stems) == 10
+    assert len(stems) == 12
     for stem in ("alpha", "alpha-2", "pixel", "black", "grey", "deep"):
         assert (out / f"{stem}.coco.json").is_file()
         assert (out / f"{stem}.overlay.png").is_file()
@@ -237,18 +250,116 @@ def test_a_folder_with_something_in_it_is_left_alone(
 ):
     save(picture, tmp_path / "a.png")
     out = tmp_path / "out"
-    (out / "a").mkdir(parents=True)
+    out.mkdir()
     (out / "notes.txt").write_text("mine")
-    (out / "a" / "0099.png").write_text("of an earlier run")
-    (out / "a" / "mine.png").write_text("mine")
-    assert verb.main([str(tmp_path / "a.png"), "--out", str(out)]) == 2
+    command = [str(tmp_path / "a.png"), "--out", str(out)]
+    assert verb.main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert not (out / "cells.csv").exists()
-    verb.segment_fields([str(tmp_path / "a.png")], out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert verb.main([*command, "--overwrite"]) == 0
     assert (out / "notes.txt").read_text() == "mine"
-    assert (out / "a" / "mine.png").read_text() == "mine"
-    assert not (out / "a" / "0099.png").exists()
     assert (out / "cells.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cells.csv", "segment.json", "a.coco.json", "a.overlay.png", "a"),
+        *("a/0001.png", "a/0050.png"),
+    ],
+)
+def test_what_was_not_segmented_is_never_replaced(
+    name: str, picture: np.ndarray, tmp_path: Path
+):
+    save(picture, tmp_path / "a.png")
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("[]")
+    with pytest.raises(InputError, match=f"{name} is in the way"):
+        verb.segment_fields([str(tmp_path / "a.png")], out, overwrite=True)
+    assert [path for path in out.rglob("*") if path.is_file()] == [out / name]
+    assert (out / name).read_text() == "[]"
+
+
+def test_a_second_run_replaces_the_first_and_nothing_else(
+    picture: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its own outputs, which lie among the fields, are not taken for fields."""
+    fields = tmp_path / "fields"
+    fields.mkdir()
+    for name in ("a.png", "b.png"):
+        save(picture, fields / name)
+    out = fields / "out"
+    verb.segment_fields([str(fields)], out)
+    crops = sorted(path.name for path in (out / "a").iterdir())
+    (out / "a" / "mine.png").write_bytes((out / "a" / "0001.png").read_bytes())
+    save(picture[:120], fields / "a.png")
+    (fields / "b.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    paths = [str(fields), str(fields / "a.png")]
+    results = verb.segment_fields(paths, out, overwrite=True)
+    assert [Path(result.name).name for result in results] == ["a.png", "b.png", "a.png"]
+    said = " ".join(capsys.readouterr().out.split())
+    number = 2 * len(crops) + 3
+    assert f"{number} of {number + 3} fields are left out, for they lie in" in said
+    assert f"1 of {number + 3} fields are listed more than once" in said
+    fewer = len(read_json(out / "a.coco.json")["annotations"])
+    assert 0 < fewer < len(crops)
+    assert {path.name for path in (out / "a").iterdir()} == {*crops[:fewer], "mine.png"}
+    assert {path.name for path in out.iterdir()} == {
+        *("a", "a.coco.json", "a.overlay.png"),
+        *("a-2", "a-2.coco.json", "a-2.overlay.png"),
+        *("cells.csv", "segment.json"),
+    }
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left")])
+def test_where_the_json_is_all_of_the_field_is_there(
+    error: BaseException,
+    picture: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """And where the writing stops, nothing of it is, not even a new folder."""
+    save(picture, tmp_path / "a.png")
+    old, new = tmp_path / "old", tmp_path / "new"
+    verb.segment_fields([str(tmp_path / "a.png")], old)
+
+    def stop(*_: object, **__: object) -> bytes:
+        assert not (old / "a.coco.json").exists()
+        assert not (old / "segment.json").exists()
+        raise error
+
+    monkeypatch.setattr(outputs, "overlay", stop)
+    for out in (old, new):
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            verb.segment_fields([str(tmp_path / "a.png")], out, overwrite=True)
+    assert not new.exists()
+    assert [path.name for path in old.iterdir()] == ["cells.csv"]
+
+
+def test_awkward_names_of_fields_get_outputs_of_their_own(
+    picture: np.ndarray, tmp_path: Path
+):
+    names = ["cells.csv.png", "a.coco.json.png", "a.png", "細" * 80 + ".png"]
+    for name in names:
+        save(picture, tmp_path / name)
+    out = tmp_path / "out"
+    results = verb.segment_fields([str(tmp_path / name) for name in names], out)
+    stems = ["cells_csv", "a_coco_json", "a", "細" * 40]
+    assert [result.stem for result in results] == stems
+    assert table(out)
+    for stem in stems:
+        assert read_json(out / f"{stem}.coco.json")["annotations"]
+        assert (out / stem / "0001.png").is_file()
+
+
+def header_of(width: int, height: int) -> bytes:
+    """Returns the begin of a PNG, up to its pixels."""
+    size = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(size))
+    begin = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + check
+    return begin + struct.pack(">I", 1) + b"IDAT"
 
 
 @pytest.mark.parametrize(
@@ -257,19 +368,23 @@ def test_a_folder_with_something_in_it_is_left_alone(
         (["--scale", "0"], "--scale=0"),
         (["--scale", "nan"], "--scale=nan"),
         (["--side", "3"], "--side=3"),
-        (["--threshold", "0.5"], "needs --model"),
+        (["--threshold", "0.5"], "--threshold=0.5: needs --model"),
+        (["--coverage", "0.9"], "--coverage=0.9: needs --model"),
+        (["--model", "MODEL", "--coverage", "7"], "--coverage=7: must be"),
         (["--model", "nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
     arguments: list[str],
     words: str,
+    tiny_model_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):
     (tmp_path / "a.png").write_bytes(b"")
     out = tmp_path / "out"
-    assert verb.main([str(tmp_path / "a.png"), "--out", str(out), *arguments]) == 2
+    given = [word.replace("MODEL", str(tiny_model_dir)) for word in arguments]
+    assert verb.main([str(tmp_path / "a.png"), "--out", str(out), *given]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert words in error
@@ -299,17 +414,3 @@ def test_what_was_done_before_a_stop_is_in_the_table(
     assert {row["field"] for row in table(out)} == {paths[0]}
     assert (out / "a.coco.json").is_file()
     assert not (out / "segment.json").exists()
-
-
-def test_names_of_outputs_differ_on_every_file_system():
-    names = ["x/a.png", "y/A.tif", "z.zip!deep/a b?.png", "...png", "a-2.png"]
-    stems = segment_outputs.unique_stems(names)
-    assert len({stem.casefold() for stem in stems}) == 5
-    assert stems[:3] == ["a", "A-2", "a_b_"]
-    assert all(stem and not stem.startswith(".") for stem in stems)
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(InputError, match="is a file"):
-        segment_outputs.check_folder(tmp_path / "out", overwrite=True)

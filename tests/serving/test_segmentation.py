@@ -10,7 +10,12 @@ from tests.serving.fields import score, together
 
 # Smaller than the fields that the settings were chosen on (seeds 0 to 9).
 SMALL = FieldSettings(width=480, height=360, scale=0.22, nuclei=10)
-HELD_OUT = (200, 201)
+# Share of nuclei that touch, and seeds. Of 217 two nuclei are known to come out in
+# pieces: their chromatin is in places paler than `StainSettings.share` allows.
+HELD_OUT = (
+    *((0.3, seed) for seed in (200, 201, 202, 203, 217)),
+    *((0.8, seed) for seed in (200, 201, 202, 203, 204)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +23,13 @@ def field() -> Field:
     return draw(SMALL, 103)
 
 
-@pytest.mark.parametrize("touching", [0.3, 0.8])
-def test_nuclei_of_fields_that_were_not_tuned_on_are_found(touching: float):
-    settings = dataclasses.replace(SMALL, touching=touching)
-    fields = [draw(settings, seed) for seed in HELD_OUT]
-    total = together([score(field, segment(field.picture)) for field in fields])
-    assert total.hits >= 12
+def test_nuclei_of_fields_that_were_not_tuned_on_are_found():
+    scores = []
+    for touching, seed in HELD_OUT:
+        held_out = draw(dataclasses.replace(SMALL, touching=touching), seed)
+        scores.append(score(held_out, segment(held_out.picture)))
+    total = together(scores)
+    assert total.hits >= 70
     assert total.f1 >= 0.95
     assert np.mean(total.overlaps) > 0.9
 
@@ -78,7 +84,7 @@ def test_an_outline_encloses_the_pixels_of_its_nucleus(field: Field):
 
 
 def test_nuclei_at_the_edge_are_left_out_and_counted(field: Field):
-    rows, columns = np.nonzero(field.nuclei == 1)
+    columns = np.nonzero(field.nuclei == 1)[1]
     middle = int(columns.mean())
     cut = field.picture[:, middle:] if middle < 240 else field.picture[:, :middle]
     found = segment(cut)
@@ -86,7 +92,8 @@ def test_nuclei_at_the_edge_are_left_out_and_counted(field: Field):
     labels = found.labels()
     for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         assert not edge.any()
-    assert rows.size
+    whole = segment(field.picture)
+    assert 0 < len(found.nuclei) < len(whole.nuclei)
 
 
 def test_light_that_falls_off_to_a_side_changes_little(field: Field):
@@ -137,9 +144,10 @@ def test_a_single_nucleus_is_found():
 
 
 def test_a_grey_photograph_is_segmented_without_its_colours(field: Field):
+    """Dark nuclei are still found, if with some red cells among them."""
     grey = np.repeat(field.picture.mean(axis=-1, keepdims=True), 3, -1)
-    found = segment(grey.astype(np.uint8))
-    assert found.shape == field.picture.shape[:2]
+    total = score(field, segment(grey.astype(np.uint8)))
+    assert total.missed <= 1
 
 
 def disc(shape: tuple[int, int], centre: tuple[float, float], radius: float):

@@ -23,8 +23,7 @@ _AGAIN = "run the same command with --workdir again to have it written"
 _EVALUATION = "evaluation.json"
 _BASELINES = "allcls baselines WORKDIR makes it"
 _LEAK_LADDER = (
-    "allcls train --config vgg19:ladder makes it, with a "
-    "folder for each split"
+    "allcls train --config vgg19:ladder makes it, with a folder for each split"
 )
 
 # What a file of another shape raises where it is read.

@@ -159,8 +159,9 @@ class SanityCheck:
         if self.worst is None:
             return "undefined: the maps are the same everywhere on the cells"
         what = (
-            f"mean rank correlation {self.worst.spearman:.2f} with random weights in "
-            f"{_joined(self.worst.randomised)}"
+            f"mean rank correlation {self.worst.spearman:.2f} of the first "
+            f"{'map' if self.images == 1 else f'{self.images} maps'} with those of "
+            f"random weights in {_joined(self.worst.randomised)}"
         )
         if self.hardly_change:
             return f"{HARDLY} ({what}; from {LIMIT:g} on is too much)"

@@ -6,7 +6,6 @@ when the weights become random. The folder appears whole or not at all.
 
 import dataclasses
 import enum
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,13 @@ from allcls_jax.serving.explanation.folder import (
     GRID_FILE,
     MAPS_FILE,
     RECORD_FILE,
-    check_out,
+    check_fixed,
     new_folder,
-    safe_stem,
 )
 from allcls_jax.serving.explanation.settings import Method, Settings
 from allcls_jax.serving.model import Cell, Model, Prediction, failed
-from allcls_jax.serving.prediction.inputs import Picture, PictureList, write_list
+from allcls_jax.serving.out_folder import check_out, pictures_outside, unique_stem
+from allcls_jax.serving.prediction.inputs import Picture, write_list
 from allcls_jax.training.writers import write_json
 
 LIMIT = 36
@@ -114,7 +113,8 @@ def explain(
 
     `out` gets, for each image, `<name of its file>.png`; `grid.png` of the first 36;
     `explain.json`; and `maps.npz` if asked for: `image` (n,) names and `map` (n, s, s)
-    float32. An explanation that is there already is replaced, other files stay.
+    float32. An explanation that is there already is replaced, other files stay;
+    pictures below `out` are left out.
 
     Args:
       model: an opened one.
@@ -126,28 +126,29 @@ def explain(
       The content of `explain.json`.
 
     Raises:
-      InputError: if an option or path cannot be used, the folder is not empty, or no
-        image could be read.
+      InputError: if an option or path cannot be used, the folder is not empty, a file
+        in it that is no explanation's would be replaced, or no image could be read.
       OSError: if the folder cannot be written.
     """
     options.check()
     options.settings.check(model.classifier.image_size)
     check_out(out, overwrite=options.overwrite)
+    check_fixed(out)
     threshold = model.threshold(options.threshold)
     with new_folder(out) as (folder, hidden):
         listed = write_list(paths, hidden / "images.jsonl", block_size=_CHUNK)
-        most = min(listed.count, options.limit)
-        job = _Job(model, options, threshold, folder, most)
-        with terminal.track("explaining", most, "images") as advance:
-            for chunk in job.chunks(listed):
+        count, images = pictures_outside(listed, out)
+        job = _Job(model, options, threshold, folder, count)
+        with terminal.track("explaining", job.most, "images") as advance:
+            for chunk in job.chunks(images, advance):
                 job.work(chunk, advance)
         if job.sanity is None:
             reasons = "; ".join(row.error or "" for row in job.failed[:3])
             raise InputError(
-                f"{' '.join(paths)}: none of {listed.count:,} images could be read "
+                f"{' '.join(paths)}: none of {count:,} images could be read "
                 f"({reasons}); give pictures of cells"
             )
-        record = job.record(listed.count)
+        record = job.record()
         job.write(record)
     words.tell(record, out)
     return record
@@ -162,26 +163,26 @@ class _Job:
         options: Options,
         threshold: float,
         folder: Path,
-        most: int,
+        count: int,
     ) -> None:
+        self.most = min(count, options.limit)  # images that may be explained
         self.sanity: SanityCheck | None = None  # done with the first chunk
         self.failed: list[Prediction] = []
         self._model = model
         self._options = options
         self._threshold = threshold
         self._folder = folder
-        self._most = most  # images that may be explained
+        self._count = count
         self._left_out = 0
         self._taken = {Path(GRID_FILE).stem}
         self._rows: list[dict[str, Any]] = []
         self._in_grid: list[pictures.Explained] = []
         self._maps: list[np.ndarray] = []
 
-    def chunks(self, listed: PictureList) -> Iterator[list[tuple[Picture, Cell]]]:
+    def chunks(
+        self, every: Iterator[Picture], advance: Advance
+    ) -> Iterator[list[tuple[Picture, Cell]]]:
         """Yields what could be read, up to the limit; keeps what could not."""
-        every = itertools.chain.from_iterable(
-            listed.block(number) for number in range(listed.num_blocks)
-        )
         chunk: list[tuple[Picture, Cell]] = []
         done = seen = 0
         with ahead_in_threads(self._read, every, ahead=_AHEAD) as read:
@@ -193,12 +194,15 @@ class _Job:
                 else:
                     reason = str(cell).removeprefix(f"{picture.name}: ")
                     self.failed.append(failed(picture.name, reason, picture.patient))
+                    # Others take its place while there are any.
+                    if len(self.failed) > self._count - self.most:
+                        advance(1)
                 if len(chunk) == _CHUNK:
                     yield chunk
                     chunk = []
                 if done == self._options.limit:
                     break
-        self._left_out = listed.count - seen
+        self._left_out = self._count - seen
         if chunk:
             yield chunk
 
@@ -224,7 +228,7 @@ class _Job:
             images,
             sign,
             settings,
-            batch_size=self._batch_size(self._most),
+            batch_size=self._batch_size(self.most),
             advance=advance,
         )
         if self.sanity is None:
@@ -233,7 +237,7 @@ class _Job:
         area = cell_mask(images).mean((1, 2)).tolist()
         for i, prediction in enumerate(predictions):
             row = prediction.to_dict() | {
-                "file": self._file_name(prediction.image),
+                "file": f"{unique_stem(prediction.image, self._taken)}.png",
                 "explained": str(targets[i]),
                 "log_odds": float(maps.log_odds[i]),
                 "method": str(settings.method),
@@ -247,7 +251,7 @@ class _Job:
         if self._options.save_maps:
             self._maps.append(maps.values)
 
-    def record(self, listed: int) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Returns the content of the record."""
         assert self.sanity is not None, "no image was worked on"
         settings, size = self._options.settings, self._model.classifier.image_size
@@ -263,7 +267,7 @@ class _Job:
             "target": str(self._options.target),
             "threshold": self._threshold,
             "settings": settings.used(size),
-            "listed": listed,
+            "listed": self._count,
             "left_out": self._left_out,
             "unreadable": len(self.failed),
             "mean_share_on_cell": mean_of_known(shares),
@@ -371,13 +375,3 @@ class _Job:
         (self._folder / row["file"]).write_bytes(png)
         if len(self._in_grid) < pictures.MOST_IN_GRID:
             self._in_grid.append(explained)
-
-    def _file_name(self, name: str) -> str:
-        """Returns a name for an image's picture that no other one has."""
-        stem = safe_stem(name)
-        for number in itertools.count(1):
-            tried = stem if number == 1 else f"{stem}-{number}"
-            if tried.casefold() not in self._taken:
-                self._taken.add(tried.casefold())
-                return f"{tried}.png"
-        raise AssertionError("there is always another number")

@@ -1,13 +1,15 @@
 """What is left of segmented fields: COCO JSON, crops, overlays and one table.
 
-Each file is written beside its place and renamed. A field's JSON comes last: where it
-is, all of that field is there.
+Each file is written beside its place and renamed. A field's JSON comes last and goes
+first: where it is, all of that field is there. Nothing is replaced or removed but what
+an earlier run left, as its JSON tells.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
-import os
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,13 +20,15 @@ import numpy as np
 
 from allcls_jax import DISCLAIMER, __version__
 from allcls_jax.data import transforms
-from allcls_jax.errors import InputError
 from allcls_jax.serving.model import Prediction
+from allcls_jax.serving.out_folder import check_foreign, own_name
 from allcls_jax.serving.segmentation import overlay as segment_overlay
 from allcls_jax.serving.segmentation.nuclei import CAVEAT, Segmentation
 from allcls_jax.training.writers import write_atomically, write_json
 
 TABLE_FILE, RECORD_FILE = "cells.csv", "segment.json"
+
+_DESCRIPTION = "Cells found in a microscope field by allcls segment"  # in the JSON
 
 COLUMNS = (
     *("field", "cell", "left", "top", "width", "height", "area", "scale"),
@@ -74,36 +78,29 @@ class FieldResult:
         return f"{self.stem}/{number:04d}.png"
 
 
-def check_folder(out: Path, *, overwrite: bool) -> None:
-    """Refuses a folder in which something would be replaced.
+def check_fields(out: Path, stems: Iterable[str]) -> None:
+    """Refuses a folder in which files that no earlier run left might be replaced.
+
+    Args:
+      out: the folder; need not exist.
+      stems: of all fields.
 
     Raises:
-      InputError: if it is a file, or not empty without `overwrite`.
+      InputError: naming the first such file.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out={out}: is a file; give a folder")
-    if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise InputError(
-            f"--out={out}: is not empty; give another folder, or --overwrite to "
-            "replace the files of the same names in it"
-        )
+    names = {name for name in (TABLE_FILE, RECORD_FILE) if not _is_own(out / name)}
+    for stem in stems:
+        there = _crops_of(out, stem) if (out / stem).is_dir() else {stem}
+        names |= (there | _fixed_of(stem)) - _former(out, stem)
+    check_foreign(out, names)
 
 
-def unique_stems(names: Iterable[str]) -> list[str]:
-    """Returns what each field's outputs are called, alike on every file system."""
-    taken: set[str] = set()
-    stems = []
-    for name in names:
-        stem = os.path.splitext(_file_of(name))[0]  # noqa: PTH122
-        plain = re.sub(r"[^\w.-]+", "_", stem)
-        first = stem = plain.strip(".")[:100] or "field"
-        number = 1
-        while stem.casefold() in taken:
-            number += 1
-            stem = f"{first}-{number}"
-        taken.add(stem.casefold())
-        stems.append(stem)
-    return stems
+def forget(out: Path, stem: str) -> None:
+    """Removes what an earlier run left of a field, its JSON first."""
+    for name in sorted(_former(out, stem), key=lambda name: name != _json_of(stem)):
+        (out / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there, or something else is in it
+        (out / stem).rmdir()
 
 
 def write_field(
@@ -115,10 +112,12 @@ def write_field(
     notes: Sequence[str],
     model: dict[str, Any] | None,
 ) -> None:
-    """Writes the crops, the overlay and the JSON of a field that was read.
+    """Writes the crops, the overlay and the JSON of a field that was read: all or none.
+
+    What an earlier run left of it is removed.
 
     Args:
-      out: the folder.
+      out: the folder; exists.
       result: what was found.
       image: (height, width, 3) uint8 RGB, the field.
       crops: (side, side, 3) uint8 RGB of each cell; none without a scale.
@@ -126,18 +125,27 @@ def write_field(
       model: what is told of it in the JSON.
     """
     assert result.segmentation is not None
-    out.mkdir(parents=True, exist_ok=True)
-    folder = out / result.stem
-    if crops:
-        folder.mkdir(exist_ok=True)
-    for number, crop in enumerate(crops, 1):
-        _write_bytes(out / result.crop_file(number), transforms.encode_png(crop, 6))
-    if folder.is_dir():  # of an earlier time, when more cells were found
-        for file in folder.iterdir():
-            if re.fullmatch(r"\d{4,}\.png", file.name) and int(file.stem) > len(crops):
-                file.unlink()
-    _write_bytes(out / f"{result.stem}.overlay.png", overlay(result, image, notes))
-    write_json(out / f"{result.stem}.coco.json", coco(result, notes=notes, model=model))
+    forget(out, result.stem)
+    written: list[Path] = []
+
+    def write(name: str, data: bytes) -> None:
+        written.append(out / name)
+        write_atomically(out / name, data)
+
+    try:
+        if crops:
+            (out / result.stem).mkdir(exist_ok=True)
+        for number, crop in enumerate(crops, 1):
+            write(result.crop_file(number), transforms.encode_png(crop, 6))
+        write(f"{result.stem}.overlay.png", overlay(result, image, notes))
+        whole = coco(result, notes=notes, model=model)
+        write_json(out / _json_of(result.stem), whole)
+    except BaseException:  # interrupted as well
+        for path in written:
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (out / result.stem).rmdir()
+        raise
 
 
 def overlay(result: FieldResult, image: np.ndarray, notes: Sequence[str]) -> bytes:
@@ -163,7 +171,7 @@ def overlay(result: FieldResult, image: np.ndarray, notes: Sequence[str]) -> byt
     return segment_overlay.draw(
         image,
         outlines,
-        title=f"{_file_of(result.name)}: {total} {'cell' if total == 1 else 'cells'}",
+        title=f"{own_name(result.name)}: {total} {'cell' if total == 1 else 'cells'}",
         legend={kind: f"{words[kind]} ({counts[kind]})" for kind in categories},
         lines=[
             _left_out_words(segmentation),
@@ -206,7 +214,7 @@ def coco(
         annotations.append(annotation)
     return {
         "info": {
-            "description": "Cells found in a microscope field by allcls segment",
+            "description": _DESCRIPTION,
             "version": __version__,
             "disclaimer": DISCLAIMER,
             "caveat": CAVEAT,
@@ -236,7 +244,6 @@ def write_table(out: Path, results: Sequence[FieldResult]) -> None:
     for result in results:
         for row in _rows(result):
             table.writerow(["" if value is None else value for value in row])
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / TABLE_FILE, text.getvalue())
 
 
@@ -277,9 +284,43 @@ def write_record(
     write_json(out / RECORD_FILE, record)
 
 
-def _file_of(name: str) -> str:
-    """Returns the file's own name, also of one in a zip."""
-    return re.split(r"[/\\!]", name)[-1]
+def _json_of(stem: str) -> str:
+    return f"{stem}.coco.json"
+
+
+def _fixed_of(stem: str) -> set[str]:
+    """Returns the names of what each field that is read has."""
+    return {_json_of(stem), f"{stem}.overlay.png"}
+
+
+def _crops_of(out: Path, stem: str) -> set[str]:
+    """Returns the names of files that are called as a field's crops are."""
+    names = (path.name for path in (out / stem).iterdir())
+    return {f"{stem}/{name}" for name in names if re.fullmatch(r"\d{4,}\.png", name)}
+
+
+def _former(out: Path, stem: str) -> set[str]:
+    """Returns the names of files that an earlier run has left of a field."""
+    try:
+        record = json.loads((out / _json_of(stem)).read_text(encoding="utf-8"))
+        if record["info"]["description"] != _DESCRIPTION:
+            return set()
+        count = 0 if record["info"]["scale"] is None else len(record["annotations"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    crops = {f"{stem}/{number:04d}.png" for number in range(1, count + 1)}
+    return {name for name in crops | _fixed_of(stem) if (out / name).is_file()}
+
+
+def _is_own(path: Path) -> bool:
+    """Returns whether a table or a record was left by an earlier run."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.name == TABLE_FILE:
+            return text.startswith(",".join(COLUMNS) + "\n")
+        return {"caveat", "settings", "fields"} <= {*json.loads(text)}
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _rows(result: FieldResult) -> Iterable[list[Any]]:
@@ -316,13 +357,3 @@ def _said(prediction: Prediction) -> dict[str, Any]:
 def _left_out_words(segmentation: Segmentation) -> str:
     counts = [f"{n} {why}" for why, n in segmentation.left_out.items() if n]
     return f"Left out: {', '.join(counts)}." if counts else "Nothing was left out."
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file beside its place and renames it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
