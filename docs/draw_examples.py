@@ -1,7 +1,8 @@
 """Draws what the tour needs: `python docs/draw_examples.py DIR`.
 
-DIR gets `cells/`, 24 synthetic cells of 12 synthetic patients, and `field.png`, a
-synthetic microscope field.
+DIR gets `cells/CLASS/PATIENT/`, 24 synthetic cells of 12 synthetic patients and one of
+them once more under another patient's name, and `field.png`, a synthetic microscope
+field.
 """
 
 import sys
@@ -9,20 +10,25 @@ from pathlib import Path
 
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
+from allcls_jax.data.cells import ALL, CellFile
 from allcls_jax.data.synthetic_fields import FieldSettings, draw
 
 
 def main(out: Path) -> None:
     """Writes the pictures."""
-    (out / "cells").mkdir(parents=True, exist_ok=True)
     # Other patients than those that a model is trained on.
-    for cell in synthetic.cells(
-        SyntheticConfig(num_images=24, num_patients=12, seed=7)
-    ):
-        (out / "cells" / f"{cell.image_id}.png").write_bytes(cell.source.read())
-    (out / "field.png").write_bytes(
-        transforms.encode_png(draw(FieldSettings(), seed=100).picture)
-    )
+    drawn = synthetic.cells(SyntheticConfig(num_images=24, num_patients=12, seed=7))
+    for cell in drawn:
+        kind = "ALL" if cell.label == ALL else "HEM"
+        _write(out / "cells" / kind / cell.patient / f"{cell.image_id}.png", cell)
+    _write(out / "cells" / "ALL" / "2" / "again.png", drawn[0])
+    field = draw(FieldSettings(), seed=100).picture
+    (out / "field.png").write_bytes(transforms.encode_png(field))
+
+
+def _write(path: Path, cell: CellFile) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cell.source.read())
 
 
 if __name__ == "__main__":

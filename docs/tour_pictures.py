@@ -30,7 +30,9 @@ def main(folder: Path) -> None:
     allcls = ("-m", "allcls_jax")
     run(*allcls, "train", "--config", "demo", "--workdir", "RUN")
     run(str(DOCS.resolve() / "draw_examples.py"), "examples")
-    run(*allcls, "explain", "RUN", "examples/cells", "--out", "maps", "--limit", "6")
+    run(
+        *allcls, "explain", "RUN", "examples/cells/HEM", "--out", "maps", "--limit", "6"
+    )
     run(*allcls, "segment", "examples/field.png", "--model", "RUN", "--out", "fields")
     shutil.copy(folder / "maps" / "grid.png", DOCS / "tour_explain.png")
     _smaller(folder / "fields" / "field.overlay.png", DOCS / "tour_segment.png")
@@ -67,9 +69,9 @@ def _photograph(cells: Path) -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
-        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
+        tab = browser.new_page(viewport={"width": 1200, "height": 1275})
         tab.goto(f"http://127.0.0.1:{PORT}/")
-        tab.set_input_files("input[type=file]", sorted(cells.iterdir())[::4])
+        tab.set_input_files("input[type=file]", sorted(cells.rglob("*.png"))[1::4])
         tab.get_by_role("button", name="Download table").wait_for()
         tab.get_by_label("Heat maps").check()
         tab.wait_for_timeout(8000)

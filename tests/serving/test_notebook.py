@@ -34,7 +34,7 @@ def test_the_tour_runs_and_shows_what_it_showed(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     shown = _kinds(NOTEBOOK)
-    assert sum("image/jpeg" in kind for kind in shown) == 2
+    assert sum("image/jpeg" in kind for kind in shown) == 3
     assert _kinds(tmp_path / "executed.ipynb") == shown
 
 
