@@ -25,6 +25,7 @@ class ExperimentKind(enum.StrEnum):
     CROSS_VALIDATION = "cross_validation"  # every fold, seed and repeat, pooled
     # The same recipe cross-validated under splits that leak more and more.
     LEAK_LADDER = "leak_ladder"
+    SWEEP = "sweep"  # recipes compared by cross-validation inside the training images
 
 
 class SplitKind(enum.StrEnum):
@@ -63,6 +64,8 @@ class HeadKind(enum.StrEnum):
 
     FLATTEN = "flatten"  # the paper's: flatten, dense 256, dropout, dense 2
     GAP = "gap"  # global average pooling, dense 256, dropout, dense 2
+    # Means of every block's output, standardised, dense 256, dropout, dense 2.
+    BLOCKS = "blocks"
 
 
 class ComputeDtype(enum.StrEnum):
@@ -79,6 +82,21 @@ class OptimizerName(enum.StrEnum):
     ADAM = "adam"
     ADAMW = "adamw"
     SGD = "sgd"  # with Nesterov momentum 0.9
+
+
+class Schedule(enum.StrEnum):
+    """How the learning rate goes on after the warm-up."""
+
+    CONSTANT = "constant"
+    COSINE = "cosine"  # half a cosine wave, down to 0 at the end of the last epoch
+
+
+class Sampling(enum.StrEnum):
+    """Which training images an epoch shows; as many as there are in each case."""
+
+    IMAGES = "images"  # each once
+    CLASSES = "classes"  # drawn with replacement, either class as often
+    PATIENTS = "patients"  # the same, and within a class each patient as often
 
 
 class Place(enum.StrEnum):
@@ -129,6 +147,7 @@ class DataConfig:
     validation: float = 0.15  # share of the training patients, in (0, 1)
     # Patients that share cells: what the audit wrote, or JSON lists of patients.
     groups: str | None = None
+    without: str | None = None  # file with a JSON list of patients to leave out
     on_bad_image: OnBadImage = OnBadImage.ERROR
     num_workers: int = 0  # processes that read training images; 0: threads only
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
@@ -143,12 +162,23 @@ class AugmentConfig:
     dihedral: bool = False
     rotation: float = 0.0  # degrees to either side, in [0, 180]
     scale: float = 0.0  # zoomed by 1 - scale to 1 + scale, in [0, 1)
-    colour: float = 0.0  # brightness and stain scaled by 1 - colour to 1 + colour
+    shift: float = 0.0  # moved in each direction by up to this share of the side
+    # Optical density of haematoxylin and of eosin, each scaled by 1 - stain to
+    # 1 + stain, in [0, 1).
+    stain: float = 0.0
+    brightness: float = 0.0  # grey levels scaled by 1 ± brightness, in [0, 1)
+    blur: float = 0.0  # standard deviation of a Gaussian, up to so many pixels, [0, 8]
+    jpeg: float = 0.0  # steps of JPEG's quantisation, up to so many times quality 50's
+    mask: float = 0.0  # a black square, its side up to this share of the image's
 
     @property
     def continuous(self) -> bool:
         """Whether pictures vary beyond flips and quarter turns."""
-        return bool(self.rotation or self.scale or self.colour)
+        return any(
+            getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "dihedral"
+        )
 
 
 @dataclasses.dataclass
@@ -159,7 +189,10 @@ class ModelConfig:
     # "imagenet": found in the caches or downloaded; "random": seeded; else a file.
     weights: str = "imagenet"
     head: HeadKind = HeadKind.FLATTEN
+    blocks: int = 5  # of the head `blocks`: averages of the first so many are given
     dropout: float = 0.5  # in [0, 1), between the two dense layers
+    # Give each cell the optical density, mean and spread, of a standard cell first.
+    normalise_stain: bool = False
     dtype: ComputeDtype = ComputeDtype.AUTO
 
 
@@ -168,14 +201,20 @@ class OptimConfig:
     """How trainable parameters move."""
 
     name: OptimizerName = OptimizerName.ADAM
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-4  # the highest, at the end of the warm-up
+    schedule: Schedule = Schedule.CONSTANT
+    warmup: float = 0.0  # epochs in which the learning rate rises evenly from 0
     weight_decay: float = 0.0  # decoupled, on kernels only; needs adamw or sgd
     clip_norm: float | None = None  # of the trainable gradients; None: no clipping
-    # (regular expression, trainable): the first that matches a whole parameter name
-    # such as block5_conv4/kernel decides; each name must be matched.
-    trainable: tuple[tuple[str, bool], ...] = (
+    # Share of the old in the running mean of trainable parameters that is validated,
+    # kept and used, in [0, 1); 0: the parameters themselves.
+    ema: float = 0.0
+    # (regular expression, whether trainable, or at which share of the learning rate):
+    # the first that matches a whole parameter name such as block5_conv4/kernel decides;
+    # each name must be matched.
+    trainable: tuple[tuple[str, bool | float], ...] = (
         (r"block\d+_conv\d+/.*", False),
-        (r"dense_\d+/.*", True),
+        (r"(dense|standardise)_\d+/.*", True),
     )
 
 
@@ -191,6 +230,10 @@ class TrainConfig:
     # speed alone. None: as many as fit in the devices' free memory.
     forward_batch_size: int | None = None
     class_weights: ClassWeights = ClassWeights.NONE
+    sampling: Sampling = Sampling.IMAGES
+    label_smoothing: float = 0.0  # share of the target given to both classes, in [0, 1)
+    # Epochs without a lower validation loss after which training stops; None: never.
+    patience: int | None = None
     # Where the whole convolutional stack is frozen, compute its features once per
     # image and view and keep them; false computes them anew in every step.
     cache_features: bool = True
@@ -208,6 +251,10 @@ class ExperimentConfig:
     # `seed` + 1, …; and drawings of the folds, `data.repeat` being the first.
     num_seeds: int = 1
     num_repeats: int = 1
+    # Of a sweep: (name, settings in place of this configuration's), such as
+    # ("wide", ("model.dropout=0.2", "optim.learning_rate=3e-5")). The configuration
+    # itself is the first candidate.
+    candidates: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclasses.dataclass
@@ -216,6 +263,9 @@ class EvaluationConfig:
 
     prevalence: float = 0.5  # of ALL, in (0, 1), that PPV and NPV are stated at
     num_resamples: int = 2000  # of the bootstrap behind every interval
+    # Views of an image whose logits are averaged: 1, the image itself; 8, its flips and
+    # quarter turns; 8 k, those of the image turned by j 90 / k degrees as well.
+    views: int = 1
 
 
 @dataclasses.dataclass

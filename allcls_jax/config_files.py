@@ -3,6 +3,9 @@
 Whatever is wrong with one becomes an `InputError` that names the file or the flag.
 """
 
+import ast
+import contextlib
+import copy
 import dataclasses
 import datetime
 import enum
@@ -105,6 +108,57 @@ def explain_bad_flag(error: BaseException, argv: Sequence[str]) -> InputError:
     return InputError(f"the command line cannot be read: {_reason(error)}")
 
 
+def override(config: Config, setting: str) -> Config:
+    """Returns a copy with one field set, as `section.field=value` says.
+
+    The value is written as in JSON or Python, such as `3e-5`, `true`, `None` or
+    `[["dense.*", true]]`; text and choices stand without quotation marks.
+
+    Raises:
+      InputError: if there is no such field, or the value is not of its type.
+    """
+    name, equals, text = (part.strip() for part in setting.partition("="))
+    if not equals:
+        raise InputError(
+            f"{setting!r}: must be section.field=value, such as "
+            "optim.learning_rate=3e-5"
+        )
+    changed: Any = copy.deepcopy(config)
+    section = changed
+    *path, last = name.split(".")
+    for part in path:
+        section = getattr(section, part, None)
+    hints = typing.get_type_hints(type(section))
+    if last not in hints or dataclasses.is_dataclass(hints[last]):
+        nearest = nearest_field(name)
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        raise InputError(f"{setting}: no such field{hint}")
+    setattr(section, last, _parse(hints[last], text))
+    if problems := list(misfits(changed)):
+        raise InputError(problems[0])
+    return changed
+
+
+def _parse(kind: Any, text: str) -> Any:
+    """Returns text as a value of a field's type; as it is, where it cannot be."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if types.NoneType in options and text in ("None", "null"):
+        return None
+    if str in options:
+        return text
+    value: Any = text
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = read(text)
+            break
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if float in options and whole:
+        return float(value)
+    with contextlib.suppress(ValueError):
+        return _build(kind, value)
+    return value
+
+
 def default_workdir(argument: str) -> Path:
     """Returns runs/<file>-<variant>/<UTC time> of what `--config` was given."""
     file, variant = _file_and_variant(argument)
@@ -140,8 +194,11 @@ def differences(
       only: prefixes of full names; other fields are left out.
     """
     # A pass through JSON makes tuples lists and enums strings on both sides.
-    before = flatten(json.loads(json.dumps(old)))
-    after = flatten(json.loads(json.dumps(new)))
+    before, after = (flatten(json.loads(json.dumps(each))) for each in (old, new))
+    for each in (before, after):
+        # Where the file lies may change, whom it names may not.
+        if without := each.get("data.without"):
+            each["data.without"] = re.sub(r"^.*(?=@sha256:)", "", without)
     absent = "(no such field)"
     return [
         f"{name}: {before.get(name, absent)!r} → {after.get(name, absent)!r}"

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from allcls_jax.config import (
+    ClassWeights,
     Config,
     DataSource,
     ExperimentKind,
+    HeadKind,
     OptimizerName,
+    Sampling,
     SplitKind,
 )
 from allcls_jax.errors import InputError
@@ -112,7 +115,8 @@ def _problems(config: Config) -> Iterator[str]:
     yield from out_of_range(
         "data.num_folds", data.num_folds, "at least 2", ok=data.num_folds >= 2
     )
-    every_fold = config.experiment.kind is not ExperimentKind.RUN
+    one_fold = (ExperimentKind.RUN, ExperimentKind.SWEEP)
+    every_fold = config.experiment.kind not in one_fold
     yield from out_of_range(
         "data.test_fold",
         data.test_fold,
@@ -185,6 +189,14 @@ def _problems(config: Config) -> Iterator[str]:
         ok=bool(model.weights),
     )
     yield from out_of_range(
+        "model.blocks", model.blocks, "from 1 to 5", ok=1 <= model.blocks <= 5
+    )
+    if model.blocks != 5 and model.head is not HeadKind.BLOCKS:
+        yield (
+            f"model.blocks = {model.blocks}: the head {str(model.head)!r} takes the "
+            "last block's output; set model.head = 'blocks'"
+        )
+    yield from out_of_range(
         "model.dropout",
         model.dropout,
         "at least 0 and below 1",
@@ -213,6 +225,27 @@ def _problems(config: Config) -> Iterator[str]:
         "above 0, or None for no clipping",
         ok=optim.clip_norm is None or optim.clip_norm > 0,
     )
+    for name, value in (
+        ("optim.ema", optim.ema),
+        ("train.label_smoothing", train.label_smoothing),
+    ):
+        yield from out_of_range(
+            name, value, "at least 0 and below 1", ok=0 <= value < 1
+        )
+    epochs = train.num_epochs
+    yield from out_of_range(
+        "optim.warmup",
+        optim.warmup,
+        "0 or more epochs, and fewer than train.num_epochs",
+        ok=0 <= optim.warmup < (float("inf") if epochs is None else epochs),
+    )
+    if train.sampling is not Sampling.IMAGES and (
+        train.class_weights is not ClassWeights.NONE
+    ):
+        yield (
+            f"train.sampling = {str(train.sampling)!r} balances the classes already; "
+            "set train.class_weights = 'none'"
+        )
     yield from _pattern_problems(optim.trainable)
     augment = config.augment
     yield from out_of_range(
@@ -221,10 +254,15 @@ def _problems(config: Config) -> Iterator[str]:
         "from 0 to 180 degrees",
         ok=0 <= augment.rotation <= 180,
     )
-    for name in ("scale", "colour"):
+    for name in ("scale", "shift", "stain", "brightness", "mask"):
         value = getattr(augment, name)
         yield from out_of_range(
             f"augment.{name}", value, "at least 0 and below 1", ok=0 <= value < 1
+        )
+    for name, most in (("blur", 8), ("jpeg", 16)):
+        value = getattr(augment, name)
+        yield from out_of_range(
+            f"augment.{name}", value, f"from 0 to {most}", ok=0 <= value <= most
         )
     yield from out_of_range(
         "train.checkpoint_seconds",
@@ -232,12 +270,19 @@ def _problems(config: Config) -> Iterator[str]:
         "0 or more",
         ok=train.checkpoint_seconds >= 0,
     )
-    for name in ("num_epochs", "batch_size", "forward_batch_size"):
+    for name in ("num_epochs", "batch_size", "forward_batch_size", "patience"):
         value = getattr(train, name)
         yield from out_of_range(
             f"train.{name}", value, "at least 1", ok=value is None or value >= 1
         )
     evaluation, experiment = config.evaluation, config.experiment
+    yield from out_of_range(
+        "evaluation.views",
+        evaluation.views,
+        "1, or a multiple of 8 up to 64",
+        ok=evaluation.views == 1
+        or (evaluation.views % 8 == 0 and 8 <= evaluation.views <= 64),
+    )
     yield from out_of_range(
         "evaluation.prevalence",
         evaluation.prevalence,
@@ -268,10 +313,15 @@ def _problems(config: Config) -> Iterator[str]:
 
 def _pattern_problems(rules: Any) -> Iterator[str]:
     """Yields what is wrong with `optim.trainable` taken by itself."""
-    shape = 'must be pairs such as (("block.*", False), ("dense.*", True))'
+    shape = (
+        'must be pairs such as (("block[1-4].*", False), ("block5.*", 0.1), '
+        '("dense.*", True)), with shares of the learning rate from 0 on'
+    )
     for rule in rules:
         match rule:
-            case (str() as pattern, bool()):
+            case (str() as pattern, bool() | int() | float() as share) if (
+                0 <= share < float("inf")
+            ):
                 try:
                     re.compile(pattern)
                 except re.error as error:

@@ -36,6 +36,9 @@ def main(folder: Path) -> None:
     run(*allcls, "segment", "examples/field.png", "--model", "RUN", "--out", "fields")
     shutil.copy(folder / "maps" / "grid.png", DOCS / "tour_explain.png")
     _smaller(folder / "fields" / "field.overlay.png", DOCS / "tour_segment.png")
+    augment = ("--config", "vgg19:finetune", "--cells", "4", "--draws", "1")
+    run(*allcls, "augment", "examples/cells", *augment, "--out", "augment.png")
+    _smaller(folder / "augment.png", DOCS / "tour_augment.png")
     page = subprocess.Popen(
         [sys.executable, *allcls, "serve", "RUN", f"--port={PORT}"], cwd=folder
     )

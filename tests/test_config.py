@@ -18,6 +18,7 @@ from allcls_jax.config import (
     ExperimentKind,
     ModelConfig,
     OptimConfig,
+    Sampling,
     SplitKind,
     SyntheticConfig,
     TrainConfig,
@@ -52,8 +53,9 @@ def test_variants_differ_from_the_recipe_in_what_they_are_for(module):
     }
 
 
-def many(**numbers: int) -> ExperimentConfig:
-    return ExperimentConfig(kind=ExperimentKind.CROSS_VALIDATION, **numbers)
+def many(num_seeds: int = 1, num_repeats: int = 1) -> ExperimentConfig:
+    kind = ExperimentKind.CROSS_VALIDATION
+    return ExperimentConfig(kind, num_seeds, num_repeats)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_what_can_work_is_let_through(config):
 
 
 def test_an_unknown_variant_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="'smoke', 'cv' and 'ladder'"):
+    with pytest.raises(ValueError, match="variants are smoke, cv, ladder, best"):
         vgg19.get_config("smok")
 
 
@@ -113,6 +115,8 @@ def test_an_unknown_variant_is_answered_with_the_known_ones():
             Config(evaluation=EvaluationConfig(num_resamples=99)),
             "evaluation.num_resamples = 99",
         ),
+        (Config(evaluation=EvaluationConfig(views=4)), "evaluation.views = 4"),
+        (Config(evaluation=EvaluationConfig(views=72)), "evaluation.views = 72"),
         (Config(experiment=ExperimentConfig(num_seeds=0)), "experiment.num_seeds = 0"),
         (
             Config(experiment=ExperimentConfig(num_seeds=3)),
@@ -424,3 +428,65 @@ def test_another_version_s_configuration_is_refused(tmp_path, change, named):
     (tmp_path / "config.json").write_text(json.dumps(tree))
     with pytest.raises(InputError, match=rf"config\.json: was not written.*{named}"):
         config_files.read_run(tmp_path / "config.json")
+
+
+TRAINABLE = (("dense.*", True), (".*", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("optim.learning_rate=3e-5", 3e-5),
+        ("optim.learning_rate = 1", 1.0),
+        ("optim.clip_norm=None", None),
+        ("optim.clip_norm=2", 2.0),
+        ("augment.dihedral=true", True),
+        ("augment.dihedral=False", False),
+        ("train.num_epochs=7", 7),
+        ("train.num_epochs=null", None),
+        ("train.sampling=patients", Sampling.PATIENTS),
+        ("data.split=official", SplitKind.OFFICIAL),
+        ("data.split=None", None),
+        ("data.dir=12", "12"),
+        ("model.weights=a=b", "a=b"),
+        ('optim.trainable=[["dense.*", true], [".*", 0.5]]', TRAINABLE),
+        ("optim.trainable=(('dense.*', True), ('.*', 0.5))", TRAINABLE),
+    ],
+)
+def test_a_setting_becomes_a_value_of_its_field_s_type(setting, value):
+    config = Config()
+    before = config.to_json()
+    found: object = config_files.override(config, setting)
+    for part in setting.partition("=")[0].strip().split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+    assert config.to_json() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("optim.learning_rat=1", r"did you mean optim\.learning_rate\?"),
+        ("optim=1", r"optim=1: no such field"),
+        ("optim.name.value=1", r"no such field"),
+        ("optim.learning_rate", r"must be section\.field=value"),
+        ("optim.learning_rate=fast", r"= 'fast': must be of type float"),
+        ("optim.learning_rate=true", r"= True: must be of type float"),
+        ("optim.learning_rate=None", r"must be of type float"),
+        ("augment.dihedral=1", r"= 1: must be of type bool"),
+        ("train.num_epochs=2.0", r"= 2\.0: must be of type int or None"),
+        ("train.sampling=cells", r"'cells': must be a Sampling \(images, classes, pat"),
+        ("train.sampling=None", r"None: must be a Sampling"),
+        ("optim.trainable=x", r"= 'x': must be of type tuple"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_told_with_its_rule(setting, told):
+    with pytest.raises(InputError, match=told):
+        config_files.override(Config(), setting)
+
+
+def test_a_sweep_reads_its_test_fold():
+    sweep = ExperimentConfig(kind=ExperimentKind.SWEEP)
+    with pytest.raises(InputError, match=r"data\.test_fold = 3: must be from 0"):
+        validate(Config(data=DataConfig(test_fold=3), experiment=sweep))

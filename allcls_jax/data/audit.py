@@ -5,7 +5,6 @@ pictures of the pairs as a contact sheet; each is whole or not there.
 """
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 from allcls_jax import DISCLAIMER, __version__, terminal
 from allcls_jax.command_line import Parser, run
 from allcls_jax.config import DataSource
-from allcls_jax.data import contact_sheet, findings, inspection, readers, twins
+from allcls_jax.data import contact_sheet, files, findings, inspection, readers, twins
 from allcls_jax.data.cells import ALL, HEM, CellFile
 from allcls_jax.data.findings import LABELS, Findings, Pair
 from allcls_jax.data.inspection import Reason
@@ -69,8 +68,8 @@ def audit(args: argparse.Namespace) -> None:
         **found.to_json(),
         "disclaimer": DISCLAIMER,
     }
-    _write(out, _to_text(record).encode())
-    _write(sheet, draw_sheet(found))
+    files.write(out, _to_text(record).encode())
+    files.write(sheet, draw_sheet(found))
     terminal.say(
         f"Written in {terminal.duration(time.monotonic() - begun)}: {out}, and the "
         f"pairs as pictures: {sheet}"
@@ -233,22 +232,6 @@ def _places(out: Path, sheet: Path | None) -> tuple[Path, Path]:
                 "name another one"
             )
     return out, sheet
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file that is never half there."""
-    # The process id keeps two writers of one file apart.
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error}); make room, or name another folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def _to_text(record: dict[str, Any]) -> str:

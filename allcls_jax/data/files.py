@@ -137,6 +137,22 @@ def walk(path: str, *, ordered: bool = True) -> Iterator[Found | Unlisted]:
         yield from _sorted_out(Found((), file, DiskImage(path=path)))
 
 
+def write(path: Path, content: bytes) -> None:
+    """Writes a file that is never half there; InputError if that is impossible."""
+    # The process id keeps two writers of one file apart.
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error}); make room, or name another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def read_text(source: ImageSource) -> str:
     """Returns the text of a csv, with or without a byte order mark.
 

@@ -47,7 +47,11 @@ class Groups:
 
 
 def find_groups(
-    table: CellTable, path: str | None, *, copies: Sequence[tuple[str, str]] = ()
+    table: CellTable,
+    path: str | None,
+    *,
+    copies: Sequence[tuple[str, str]] = (),
+    absent: Sequence[str] = (),
 ) -> Groups:
     """Joins the patients of a table that share cells.
 
@@ -58,6 +62,7 @@ def find_groups(
         patients. None: only byte-identical images join. An audit may know more images
         and patients than the table: those that share cells with one of them that is
         not here are joined all the same.
+      absent: patients who are not in the table, and may stand in lists all the same.
 
     Raises:
       InputError: if the file cannot be read, is of other patients than the table's, or
@@ -65,7 +70,7 @@ def find_groups(
     """
     file = _File((), (), (), None) if path is None else _read(path)
     if path is not None:
-        _check_names(path, file, set(table.patient.tolist()))
+        _check_names(path, file, set(table.patient.tolist()), set(absent))
     content = dict(zip(table.image_id.tolist(), table.sha256.tolist(), strict=True))
 
     def contents(pairs: _Pairs) -> list[tuple[str, str]]:
@@ -156,7 +161,7 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
-def _check_names(path: str, file: _File, here: set[str]) -> None:
+def _check_names(path: str, file: _File, here: set[str], absent: set[str]) -> None:
     """Refuses names that stand twice, that nobody bears, or another data set's."""
     seen: set[str] = set()
     for name in (name for names in file.groups for name in names):
@@ -167,7 +172,7 @@ def _check_names(path: str, file: _File, here: set[str]) -> None:
             )
         seen.add(name)
     if file.patients is None:
-        if unknown := sorted(seen - here):
+        if unknown := sorted(seen - here - absent):
             raise InputError(
                 f"data.groups = {path!r}: no such patients as {', '.join(unknown)}; "
                 "take them out, or write them as the data does"

@@ -18,6 +18,7 @@ from typing import NotRequired, Protocol, TypedDict, TypeVar
 import grain
 import numpy as np
 
+from allcls_jax.config import Sampling, TrainConfig
 from allcls_jax.data import transforms
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.copies import VIEWS, TurnedCopies, compose, turn
@@ -172,28 +173,57 @@ class Order:
       rows: (n,) int64 rows of the table to train on.
       seed: of the order.
       dihedral: whether each showing is one of the 8 views; else they stay as they are.
+      chances: (n,) float64 that sum to 1, with which each row is drawn for each place
+        in an epoch, with replacement; None: each row comes once.
     """
 
     rows: np.ndarray
     seed: int
     dihedral: bool = False
+    chances: np.ndarray | None = None
     # Threads read batches of the epoch under way and of the next.
     _drawn: dict[int, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
         default_factory=dict, repr=False, compare=False
     )
 
     def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns all rows (n,) int64 in a new order, and views (n,) int32 of them."""
+        """Returns rows (n,) int64 in a new order, and views (n,) int32 of them."""
         if (known := self._drawn.get(number)) is not None:
             return known
         rng = np.random.default_rng([self.seed, number])
-        rows = rng.permutation(self.rows)
+        if self.chances is None:
+            rows = rng.permutation(self.rows)
+        else:
+            rows = rng.choice(self.rows, len(self.rows), p=self.chances)
         views = np.zeros(len(rows), np.int32)
         if self.dihedral:
             views = rng.integers(NUM_VIEWS, size=len(rows), dtype=np.int32)
         self._drawn.pop(number - 2, None)
         self._drawn[number] = rows, views
         return rows, views
+
+
+def sampling_chances(
+    train: TrainConfig, label: np.ndarray, patient: np.ndarray
+) -> np.ndarray | None:
+    """Returns the chances of training images, as of `Order`.
+
+    Args:
+      train: says what is shown as often.
+      label: (n,) of the images.
+      patient: (n,) str.
+    """
+    if train.sampling is Sampling.IMAGES:
+        return None
+    chances = np.ones(len(label))
+    if train.sampling is Sampling.PATIENTS:
+        _, whose, count = np.unique(patient, return_inverse=True, return_counts=True)
+        chances /= count[whose]
+    classes = np.unique(label)
+    for kind in classes:
+        own = label == kind
+        chances[own] /= len(classes) * chances[own].sum()
+    return chances
 
 
 def steps_per_epoch(num_images: int, batch_size: int) -> int:

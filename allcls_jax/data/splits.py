@@ -153,6 +153,7 @@ def partition(
     *,
     seed: int,
     copies: Sequence[tuple[str, str]] = (),
+    absent: Sequence[str] = (),
 ) -> Partition:
     """Divides labelled cells as the configuration says.
 
@@ -161,6 +162,7 @@ def partition(
       config: the `data` section, validated.
       seed: of which training patients validate; the test images do not depend on it.
       copies: pairs of image ids that show the same cell, made so by us.
+      absent: patients who are not in the table, and may be named as joined to some.
 
     Raises:
       InputError: if a class is missing, in all or in one use, or there are too few
@@ -170,7 +172,7 @@ def partition(
     _require_both_classes(table.label, "the labelled images")
     train = table.part == Part.TRAIN
     _require_both_classes(table.label[train], "the training part")
-    groups = find_groups(table, config.groups, copies=copies)
+    groups = find_groups(table, config.groups, copies=copies, absent=absent)
     kind = split_kind(table, config)
     if kind.leaky:
         result = _by_image(table, config, kind, groups, seed=seed)

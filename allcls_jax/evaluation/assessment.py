@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from allcls_jax.data.cells import ALL, HEM
-from allcls_jax.evaluation import breakdown, fitting, metrics, views, weighted
+from allcls_jax.evaluation import (
+    breakdown,
+    fitting,
+    held_fixed,
+    metrics,
+    views,
+    weighted,
+)
 from allcls_jax.evaluation.metrics import NAMES
 from allcls_jax.evaluation.predictions import Predictions
 from allcls_jax.evaluation.uncertainty import Draw, band, bootstrap, resamples
@@ -68,6 +75,7 @@ def assess(
         **breakdown.spreads(given.test, prevalence=prevalence),
         "patients": breakdown.patients(given.test),
         "subgroups": breakdown.subgroups(given),
+        "within_area": held_fixed.within_area(given),
         "mistakes": breakdown.mistakes(given.test),
     }
 

@@ -125,7 +125,7 @@ def subgroups(given: Given) -> list[dict[str, Any]]:
     """Returns the figures of subgroups of the test images, with intervals."""
     test = given.test
     found = [
-        *_thirds_by_area(test),
+        *thirds_by_area(test),
         *_test_folds(test),
         *_official_folds(test),
         *_thirds_by_patient_size(test),
@@ -158,6 +158,14 @@ def subgroups(given: Given) -> list[dict[str, Any]]:
     ]
 
 
+def thirds_by_area(test: Predictions) -> Iterator[Subgroup]:
+    """Yields the smallest, middle and largest cells; none if they are too alike."""
+    _, first = np.unique(test.image_id, return_index=True)
+    low, high = _thirds(test.area[first])
+    for name, rows in _cut(test.area, low, high, "{:,} px"):
+        yield Subgroup("cell area", name, rows)
+
+
 def _spread(
     found: Sequence[dict[str, Any]], *, values: bool = False
 ) -> dict[str, dict[str, Any]]:
@@ -177,13 +185,6 @@ def _spread(
         if values:
             result[name]["values"] = column
     return result
-
-
-def _thirds_by_area(test: Predictions) -> Iterator[Subgroup]:
-    _, first = np.unique(test.image_id, return_index=True)
-    low, high = _thirds(test.area[first])
-    for name, rows in _cut(test.area, low, high, "{:,} px"):
-        yield Subgroup("cell area", name, rows)
 
 
 def _thirds_by_patient_size(test: Predictions) -> Iterator[Subgroup]:

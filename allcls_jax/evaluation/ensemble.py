@@ -1,28 +1,31 @@
-"""A deep ensemble: what networks that differ in their seed alone predict together.
+"""A deep ensemble: what networks of one recipe predict together.
 
 Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using
 Deep Ensembles": the mean of the members' probabilities is the prediction, and their
-spread tells how much of it hangs by the seed.
+spread tells how much of it hangs by the seed; or, where networks of all folds predict
+the same cells, by the seed and by who was trained on.
 """
 
 import csv
 import dataclasses
 import io
+from collections.abc import Sequence
 
 import numpy as np
 
+from allcls_jax.data.splits import Split
 from allcls_jax.evaluation.predictions import Predictions
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Predictions of all seeds taken together.
+    """Predictions of several networks taken together.
 
     Attributes:
-      mean: one row for each repeat, test fold, split and image that all seeds have; its
-        `seed` is the lowest of them.
-      spread: (n,) float64, standard deviation of P(ALL) over the seeds (n - 1).
-      members: the number of seeds.
+      mean: a row for each image that all members have, with the name of their first
+        run; of seeds one for each repeat, test fold, split and image.
+      spread: (n,) float64, standard deviation of P(ALL) over the members (n - 1).
+      members: the number of networks.
     """
 
     mean: Predictions
@@ -53,26 +56,35 @@ def of_seeds(predictions: Predictions) -> Ensemble | None:
     seeds = np.unique(predictions.seed)
     if len(seeds) < 2:
         return None
-    keys = np.rec.fromarrays(
-        [
-            predictions.repeat,
-            predictions.test_fold,
-            predictions.split,
-            predictions.image_id,
-        ]
-    )
+    names = ("repeat", "test_fold", "split", "image_id")
+    found = _together(predictions, names, len(seeds))
+    lowest = np.full(len(found.mean), seeds[0])
+    return dataclasses.replace(found, mean=dataclasses.replace(found.mean, seed=lowest))
+
+
+def of_runs(predictions: Predictions) -> Ensemble | None:
+    """Returns the ensemble over all runs; None where there is one.
+
+    Args:
+      predictions: of runs that all test the same images; other splits are not read.
+    """
+    test = predictions.of(Split.TEST)
+    members = len(list(test.runs()))
+    return None if members < 2 else _together(test, ("image_id",), members)
+
+
+def _together(predictions: Predictions, names: Sequence[str], members: int) -> Ensemble:
+    """Returns means over rows that agree in these columns, where there are so many."""
+    keys = np.rec.fromarrays([getattr(predictions, name) for name in names])
     _, first, number, count = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )
-    whole = count == len(seeds)
+    whole = count == members
     total = np.bincount(number, predictions.probability)
     mean = total / count
     squares = np.bincount(number, (predictions.probability - mean[number]) ** 2)
     spread = np.sqrt(squares / np.maximum(count - 1, 1))
-    found = dataclasses.replace(
-        predictions.take(first[whole]),
-        probability=np.clip(mean[whole], 0, 1),
-        seed=np.full(int(whole.sum()), seeds[0]),
-    )
+    rows = predictions.take(first[whole])
+    found = dataclasses.replace(rows, probability=np.clip(mean[whole], 0, 1))
     found.check("ensemble")
-    return Ensemble(found, spread[whole], len(seeds))
+    return Ensemble(found, spread[whole], members)

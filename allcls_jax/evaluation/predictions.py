@@ -1,8 +1,9 @@
 """The table that every figure comes from: one row an image and the run that scored it.
 
 A run is one trained model, named by (repeat, test_fold, seed). A pass is (repeat,
-seed): its test folds together test each image once. `check` holds a table to this;
-whatever reads, joins or concatenates one calls it.
+seed): its test folds together test each image once. Where they all test the same
+images, as on other cells than those of a cross-validation, each is a pass of its own.
+`check` holds a table to this; whatever reads, joins or concatenates one calls it.
 """
 
 import csv
@@ -80,7 +81,11 @@ class Predictions:
     def passes(self) -> Iterator[tuple[Pass, "Predictions"]]:
         """Yields each pass with its rows, by ascending name."""
         for key, rows in self._parts(("repeat", "seed")):
-            yield Pass(*key), rows
+            parts = [part for _, part in rows.runs()]
+            tested = [set(part.of(Split.TEST).image_id.tolist()) for part in parts]
+            alike = bool(tested[0]) and all(one == tested[0] for one in tested)
+            for part in parts if alike else [rows]:
+                yield Pass(*key), part
 
     def _parts(
         self, names: Sequence[str]

@@ -171,7 +171,8 @@ def _together(
 ) -> Iterator[list[Run]]:
     """Yields the runs that are trained side by side: all, if the memory allows it."""
     todo = list(todo)
-    if setup.features is None:
+    # Convolutions with kernels of their own are no faster side by side.
+    if setup.features is None or setup.network.learns_stack:
         yield from ([run] for run in todo)
         return
     if (workdir / CHECKPOINTS).exists():
@@ -242,6 +243,7 @@ def _pool(
             "partition": summaries,
             "left_out": partitions[0].left_out,
         },
+        "views": config.evaluation.views,
         "weights": last["weights"],
         "preprocessing": last["preprocessing"],
         "parameters": last["parameters"],

@@ -1,39 +1,33 @@
-"""A run's best checkpoint on other cells, without training."""
+"""Best checkpoints on other cells, without training: a run's, or those of many runs.
+
+Of a cross-validation every network sees every cell, and what they say together is told
+beside what they say alone, with what that costs.
+"""
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from allcls_jax import DISCLAIMER, config_files, terminal
-from allcls_jax.config import Config, DataSource, ExperimentKind, SplitKind
-from allcls_jax.data import partition_file, pipeline, prepare, splits
+from allcls_jax.config import Config, DataSource, SplitKind
+from allcls_jax.data import left_out, partition_file, prepare, splits
 from allcls_jax.data.groups import find_groups
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.splits import Split
-from allcls_jax.errors import InputError
-from allcls_jax.evaluation import metrics
+from allcls_jax.evaluation import ensemble, metrics
 from allcls_jax.evaluation.predictions import Predictions, concatenate, join
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs
-from allcls_jax.experiments import workdir as folder
+from allcls_jax.experiments.members import Forward, Member, members_of
 from allcls_jax.experiments.provenance import provenance
 from allcls_jax.experiments.trained_network import restore
-from allcls_jax.training import inputs, sharding, steps, whole
+from allcls_jax.training import inputs, sharding
 from allcls_jax.training.network import build
-
-# A checkpoint fits only a configuration that agrees in these.
-_NETWORK_FIELDS = (
-    "model.name",
-    "model.head",
-    "data.image_size",
-    "data.pack_size",
-    "data.crop",
-    "optim.trainable",
-)
+from allcls_jax.training.writers import write_atomically
 
 
 def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
@@ -44,7 +38,9 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         that of the run.
       workdir: of the run; gets a folder `evaluation-<source>-<fingerprint>` with
         `predictions.csv`, `evaluation.json`, `results.json` and a plot. The table has
-        the run's validation images too: temperature and thresholds come from them.
+        the run's validation images too: temperature and thresholds come from them. Of
+        a cross-validation every finished run is evaluated; the folder, in that of the
+        cross-validation, has `ensemble.csv` besides.
 
     Returns:
       The content of `results.json`.
@@ -53,61 +49,52 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
       InputError: if there is no checkpoint, it does not fit, or nothing is labelled.
     """
     started = time.monotonic()
-    trained = config_files.load(workdir / folder.CONFIG_FILE)
-    if trained["experiment"]["kind"] != ExperimentKind.RUN:
-        raise InputError(
-            f"--workdir={workdir}: holds many runs; give the folder of one of them"
-        )
-    wrong = config_files.differences(
-        trained, dataclasses.asdict(config), only=_NETWORK_FIELDS
-    )
-    if wrong:
-        raise InputError(
-            f"{workdir}: its run was trained with another configuration "
-            f"({'; '.join(wrong)}); give the same --config and overrides"
-        )
-    seen = partition_file.read(workdir)
+    members = list(members_of(config, workdir))
+    trained, views = members[0].trained, members[0].views
+    partitions = [partition_file.read(member.folder) for member in members]
     cells = inputs.open_cells(config)
-    rows = splits.limit(cells.table, config.data.limit)
+    absent = left_out.read(config.data.without)
+    rows = absent.rest(cells.table, splits.limit(cells.table, config.data.limit))
     table = cells.table.take(rows)
     prepare.show_counts(cells)
 
     network = build(config, cells.source, cache_dir=inputs.cache_dir(config))
-    params, best_step, record = restore(workdir, network)
-    eval_step = steps.make_eval_step(
-        network.model, network.preprocessing, network.shardings
-    )
-    with terminal.track("evaluating", len(rows), "images") as advance:
-        images = pipeline.PackedImages(cells, None, config.data.image_size)
-        size = inputs.forward_batch_size(config, network)
-        batches = pipeline.evaluation_batches(
-            images, cells.table, rows, inputs.reading_of(config, size)
-        )
-        _, probability = whole.evaluate(
-            params,
-            eval_step,
-            network.shardings,
-            batches,
-            advance=advance,
-        )
+    forward = Forward(config, cells, rows, network, views, many=len(members) > 1)
     group = np.full(len(cells.table), "", object)
-    group[rows] = find_groups(table, config.data.groups).group
-    predictions = join(
-        cells.table,
-        group.astype(str),
-        {Split.TEST: probability},
-        repeat=trained["data"]["repeat"],
-        test_fold=trained["data"]["test_fold"],
-        seed=trained["seed"],
-    )
-    shared = partition_file.shared_with_training(
-        seen, table, same_patients=_same_patients(trained, config, cells)
-    )
+    group[rows] = find_groups(table, config.data.groups, absent=absent.patients).group
+    tables: list[Predictions] = []
+    best_steps: list[int] = []
+    record: dict[str, Any] = {}
+    one_pass: float | None = None
+    with terminal.track("evaluating", len(rows) * len(members), "images") as advance:
+        for member in members:
+            params, best_step, record = restore(member.folder, network)
+            if len(members) > 1 and one_pass is None:
+                one_pass = forward.images_per_second_of_one_pass(params)
+            tables.append(
+                join(
+                    cells.table,
+                    group.astype(str),
+                    {Split.TEST: forward.probabilities(params, advance)},
+                    **member.name,
+                )
+            )
+            best_steps.append(best_step)
+    same_patients = _same_patients(trained, config, cells)
+
+    def shared_with(seen: Sequence[Mapping[str, str]]) -> dict[str, int]:
+        return partition_file.shared_with_training(
+            seen, table, same_patients=same_patients
+        )
+
+    shared = shared_with([row for seen in partitions for row in seen])
     leaky = any(shared.values())
     notes = outputs.notes(cells, network.weights, leaky=leaky)
     if shared["images"]:
+        by = f" by one or more of {len(members)} networks" if len(members) > 1 else ""
         notes.append(
             f"{shared['images']} of {len(table)} images were trained or validated on"
+            + by
         )
     notes += _notes_on_training(trained)
     results = {
@@ -123,29 +110,54 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         },
         "run": {
             "workdir": str(workdir),
-            "step": best_step,
+            "step": best_steps[0] if len(members) == 1 else None,
             "source": trained["data"]["source"],
             "split": trained["data"]["split"],
             "fingerprint": record["data_fingerprint"],
         },
+        "views": views,
         "weights": network.weights,
         "parameters": network.counts,
-        "test": metrics.figures(predictions),
+        "test": metrics.figures(tables[0]),
         "notes": notes,
         "seconds": round(time.monotonic() - started, 1),
         "provenance": provenance(),
         "disclaimer": DISCLAIMER,
     }
-    name = f"evaluation-{cells.source}-{table.fingerprint()[:8]}"
-    own = _with_validation(predictions, workdir)
-    sharding.on_first_process(lambda: outputs.write(workdir / name, own, results))
-    sharding.on_first_process(lambda: outputs.conclude(workdir / name, results, config))
+    own = concatenate([*map(_with_validation, tables, members)])
+    out = workdir / f"evaluation-{cells.source}-{table.fingerprint()[:8]}"
+    together = ensemble.of_runs(own)
+    if together is not None:
+        assert one_pass is not None, "measured for several"
+        results["runs"] = [
+            {"folder": member.folder.name, **member.name, "step": step}
+            | {"test": metrics.figures(one), "shared_with_training": shared_with(seen)}
+            for member, step, one, seen in zip(
+                members, best_steps, tables, partitions, strict=True
+            )
+        ]
+        results["ensemble"] = {
+            "members": together.members,
+            "test": metrics.figures(together.mean),
+            "mean_spread": float(np.mean(together.spread)),
+            "cost": forward.cost(len(members), one_pass),
+        }
+
+    def write() -> None:
+        if together is not None:
+            out.mkdir(exist_ok=True)
+            write_atomically(out / outputs.ENSEMBLE_FILE, together.to_csv())
+        outputs.write(out, own, results)
+
+    sharding.on_first_process(write)
+    sharding.on_first_process(lambda: outputs.conclude(out, results, config))
     return results
 
 
-def _with_validation(predictions: Predictions, workdir: Path) -> Predictions:
+def _with_validation(predictions: Predictions, member: Member) -> Predictions:
     """Returns a table with the run's validation images, where they are others."""
-    own = read_predictions(workdir / outputs.PREDICTIONS_FILE).of(Split.VALIDATION)
+    own = read_predictions(member.folder / outputs.PREDICTIONS_FILE)
+    own = own.of(Split.VALIDATION)
     for name in ("image_id", "patient"):
         if np.intersect1d(getattr(own, name), getattr(predictions, name)).size:
             return predictions

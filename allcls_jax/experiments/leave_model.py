@@ -44,7 +44,7 @@ from allcls_jax.experiments.model_directory import (
 )
 from allcls_jax.experiments.setup import Data, open_data
 from allcls_jax.experiments.trained_network import restore
-from allcls_jax.models import vgg
+from allcls_jax.models import parts, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.training import inputs, sharding
 from allcls_jax.training.network import Network, build
@@ -137,18 +137,21 @@ def _write(
         "image_size": config.data.image_size,
         "pack_size": config.pack_size,
         "crop": config.data.crop,
+        "views": config.evaluation.views,
         # Larger pictures are cut to their centre first, where training cut them.
         "max_side": cnmc.SIDE if config.data.source is DataSource.CNMC else None,
     }
+    network_in_use, params = parts.folded(network.model, params)
     arrays = {
         name: np.asarray(array) for name, array in vgg.flatten_params(params).items()
     }
     plain = Classifier(
-        vgg.VGG(network.model.layers),
+        vgg.VGG(network_in_use.layers),
         params,
         network.preprocessing,
         config.data.image_size,
         fits["temperature"],
+        config.evaluation.views,
     )
     check = _check_cells(plain, model)
     files = {

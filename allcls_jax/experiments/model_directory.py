@@ -33,7 +33,7 @@ from allcls_jax.data import (
     transforms,
 )
 from allcls_jax.errors import InputError
-from allcls_jax.models import pretrained, vgg
+from allcls_jax.models import pretrained, test_time_views, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import preprocessing_from_json
 from allcls_jax.training.network import compute_dtype
@@ -200,6 +200,8 @@ def _build(
             preprocessing,
             int(model["image_size"]),
             float(record["temperature"]),
+            # Models of before there were views have one.
+            test_time_views.check(int(model.get("views", 1))),
         ),
         thresholds={name: float(at) for name, at in record["thresholds"].items()},
         validation=np.array(record["validation"], float),

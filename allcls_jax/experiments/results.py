@@ -34,6 +34,8 @@ def data_record(data: Data, config: Config) -> dict[str, Any]:
         "split": str(split),
         "leaky": split.leaky,
         "groups": _groups_file(config.data.groups),
+        # With what it held, whatever folder it lay in.
+        "without": config.data.without and Path(config.data.without).name,
         "skipped": len(data.cells.skipped),
         "counts": {"all": data.table.counts()},
     }
@@ -137,11 +139,20 @@ def conclude(folder: Path, results: Mapping[str, Any], config: Config) -> None:
     if found["counts"]["runs"] > 1:
         _show_folds(found)
     if (together := results.get("ensemble")) is not None:
+        a_fold = "" if results["kind"] == "evaluation" else " a fold"
         terminal.say(
-            f"Ensemble of {together['members']} networks a fold: "
+            f"Ensemble of {together['members']} networks{a_fold}: "
             f"{in_one_line(together)}; their P(ALL) of an image spread by "
             f"{together['mean_spread']:.3f} on average ({ENSEMBLE_FILE})"
         )
+        if (cost := together.get("cost")) is not None:
+            terminal.say(
+                f"{together['members']} networks x {results['views']} views: "
+                f"{cost['passes_per_image']} passes an image, "
+                f"{cost['times_one_pass']:.1f} times the time of one "
+                f"({cost['images_per_second']:,.1f} instead of "
+                f"{cost['images_per_second_of_one_pass']:,.1f} images a second)"
+            )
     for note in (*results["notes"], *found["warnings"]):
         terminal.warn(note)
     terminal.say(f"{terminal.duration(results['seconds'])}; all of it in {folder}")
@@ -172,7 +183,9 @@ def _show_folds(found: Mapping[str, Any]) -> None:
     ]
     counts = found["counts"]
     pooled = (f"{counts['images']:,}", counts["patients"], *cells(found["spread"]))
-    rows += [("",) * 7, ("pooled", *pooled)]
+    # Of networks that each test all images, nothing is pooled.
+    name = "all" if counts["runs"] == counts["passes"] else "pooled"
+    rows += [("",) * 7, (name, *pooled)]
     header = ("", "images", "patients", *(name.replace("_", " ") for name in names))
     terminal.show_table("By fold: mean ± standard deviation over seeds", header, rows)
 

@@ -124,6 +124,7 @@ def _test(
             "partition": partition.summary(data.table),
             "left_out": partition.left_out,
         },
+        "views": config.evaluation.views,
         "weights": network.weights,
         "preprocessing": dataclasses.asdict(network.preprocessing),
         "parameters": network.counts,

@@ -7,7 +7,7 @@ import numpy as np
 
 from allcls_jax import terminal
 from allcls_jax.config import Config, SplitKind
-from allcls_jax.data import copies, pipeline, prepare, splits
+from allcls_jax.data import copies, left_out, pipeline, prepare, splits
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.models.vgg import LayerRow, layer_table
@@ -26,6 +26,7 @@ class Data:
       every: records of the pack, and below it of the copies.
       rows: (n,) int64 rows of `every` that take part.
       table: their records.
+      left_out: patients of the pack who take no part.
     """
 
     config: Config
@@ -34,11 +35,18 @@ class Data:
     every: CellTable
     rows: np.ndarray
     table: CellTable
+    left_out: tuple[str, ...] = ()
 
     def partition(self, config: Config) -> splits.Partition:
         """Divides the cells as a run's configuration says."""
         pairs = [] if self.copies is None else self.copies.pairs()
-        return splits.partition(self.table, config.data, seed=config.seed, copies=pairs)
+        return splits.partition(
+            self.table,
+            config.data,
+            seed=config.seed,
+            copies=pairs,
+            absent=self.left_out,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,15 +76,19 @@ def open_data(config: Config) -> Data:
       InputError: if they cannot be read, or not be divided as the configuration says.
     """
     cells = inputs.open_cells(config)
-    rows = splits.limit(cells.table, config.data.limit)
+    without = left_out.read(config.data.without)
+    # The rest keeps the images that it has of all.
+    rows = without.rest(cells.table, splits.limit(cells.table, config.data.limit))
     kind = splits.split_kind(cells.table.take(rows), config.data)
     config = _with_batch_size(config.resolved(cells.source, kind))
+    config.data.without = without.setting
     if kind is not SplitKind.IMAGE_COPIES:
         table = cells.table.take(rows)
-        return Data(config, cells, None, cells.table, rows, table)
+        return Data(config, cells, None, cells.table, rows, table, without.patients)
     turned, every = copies.balance(cells, rows, repeat=config.data.repeat)
     rows = np.concatenate([rows, np.arange(len(cells), len(every))])
-    return Data(config, cells, turned, every, rows, every.take(rows))
+    table = every.take(rows)
+    return Data(config, cells, turned, every, rows, table, without.patients)
 
 
 def set_up(config: Config, data: Data) -> Setup:
@@ -132,6 +144,11 @@ def show_layers(config: Config, network: Network) -> None:
 def show_cells(data: Data) -> None:
     """Prints the numbers of images and patients."""
     prepare.show_counts(data.cells)
+    if data.left_out:
+        terminal.say(
+            f"left out: {len(data.left_out):,} patients (data.without = "
+            f"{data.config.data.without})"
+        )
     if data.copies is not None and len(data.copies):
         terminal.warn(
             f"{len(data.copies):,} turned copies balance the classes before the split "

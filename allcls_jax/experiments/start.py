@@ -6,6 +6,7 @@ from allcls_jax.config import Config, ExperimentKind
 from allcls_jax.experiments.cross_validation import cross_validate
 from allcls_jax.experiments.leak_ladder import climb
 from allcls_jax.experiments.run import train_and_evaluate
+from allcls_jax.experiments.sweep import sweep
 
 
 def start(config: Config, workdir: Path) -> None:
@@ -25,3 +26,5 @@ def start(config: Config, workdir: Path) -> None:
             cross_validate(config, workdir)
         case ExperimentKind.LEAK_LADDER:
             climb(config, workdir)
+        case ExperimentKind.SWEEP:
+            sweep(config, workdir)

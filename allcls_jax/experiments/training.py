@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax import terminal
-from allcls_jax.config import ClassWeights, Config
+from allcls_jax.config import ClassWeights, Config, HeadKind
 from allcls_jax.data import partition_file, pipeline
 from allcls_jax.data.cells import ALL, HEM
 from allcls_jax.data.splits import Partition, Split
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.setup import Setup
+from allcls_jax.models import parts, vgg
 from allcls_jax.training import (
     inputs,
     loop,
@@ -38,6 +39,9 @@ from allcls_jax.training.heads import Head, Heads
 from allcls_jax.training.writers import MetricsLog, Record, write_atomically
 
 CHECKPOINTS = "checkpoints"
+
+# Training images of whose features mean and deviation are taken before fine-tuning.
+_STANDARDISED = 1024
 
 Probabilities = dict[str, dict[int, float]]  # P(ALL) by row of the table of cells
 
@@ -116,10 +120,12 @@ def train(runs: Sequence[Run], setup: Setup, at: Path) -> list[Trained] | None:
     compiled = steps.make_steps(
         network.model,
         network.preprocessing,
-        optim.make_optimizer(config.optim, network.mask),
-        network.mask,
+        config.optim,
+        network.shares,
         network.shardings,
         augment=config.augment,
+        train=config.train,
+        views=config.evaluation.views,
     )
     found = []
     for run in runs:
@@ -143,7 +149,7 @@ def _train_heads(
             Head(
                 order=_order(run, setup),
                 validation=data.rows[run.partition.validation],
-                params=network.head_params(run.config.seed),
+                params=_learning(run, setup, features),
                 class_weights=_class_weights(
                     run.config, data.table.label[run.partition.train]
                 ),
@@ -156,7 +162,7 @@ def _train_heads(
         ],
         features,
         data.every,
-        batch_size=runs[0].batch_size,
+        train=config.train,
         place=place,
     )
     longest = max(run.steps_per_epoch for run in runs)
@@ -169,12 +175,12 @@ def _train_heads(
         kept = opened.enter_context(Checkpoints(at / CHECKPOINTS))
         begin = heads.begin()
         done, begin = _restored(kept, begin, record, longest)
-        logs = [
-            opened.enter_context(_log(run, done // longest * run.steps_per_epoch))
-            for run in runs
-        ]
-        for run, log in zip(runs, logs, strict=True):
-            _check_log(run, log, done // longest)
+        logs = []
+        # A head that has stopped early has done fewer epochs than others.
+        for run, step in zip(runs, heads.per_head(begin.step), strict=True):
+            log = opened.enter_context(_log(run, int(step)))
+            _check_log(run, log, int(step) // run.steps_per_epoch)
+            logs.append(log)
         saver = loop.Saver(kept, logs, record, schedule)
         end = loop.train_heads(
             heads,
@@ -191,18 +197,20 @@ def _train_heads(
         uses = (Split.VALIDATION, Split.TEST)
         found = {
             use: heads.probabilities(
-                params, [data.rows[run.partition.rows()[use]] for run in runs]
+                params,
+                [data.rows[run.partition.rows()[use]] for run in runs],
+                config.evaluation.views,
             )
             for use in uses
         }
         best_steps = [int(step) for step in heads.per_head(end.best.step)]
+        last_steps = [int(step) for step in heads.per_head(end.step)]
         seconds = (time.monotonic() - started) / len(runs)
         for number, run in enumerate(runs):
             if run.workdir != at:
-                step = schedule.num_epochs * run.steps_per_epoch
-                alone = record | {"runs": [], "steps": step}
+                alone = record | {"runs": [], "steps": last_steps[number]}
                 with Checkpoints(run.workdir / CHECKPOINTS) as own:
-                    own.save(step, heads.of_head(end, number), alone)
+                    own.save(last_steps[number], heads.of_head(end, number), alone)
         return [
             Trained(
                 best_steps[i],
@@ -214,6 +222,15 @@ def _train_heads(
         ]
 
 
+def _learning(run: Run, setup: Setup, features: inputs.Features) -> vgg.Params:
+    """Returns what a run begins with behind its kept features."""
+    params = setup.network.learning_params(run.config.seed)
+    if run.config.model.head is not HeadKind.BLOCKS:
+        return params
+    rows = setup.data.rows[run.partition.train]
+    return parts.standardised(params, features.read(rows))
+
+
 def _train_whole(
     run: Run,
     setup: Setup,
@@ -223,7 +240,8 @@ def _train_whole(
 ) -> Trained | None:
     started = time.monotonic()
     data, network, config = setup.data, setup.network, run.config
-    optimizer = optim.make_optimizer(config.optim, network.mask)
+    optimizer = optim.make_optimizer(config.optim, network.shares)
+    schedule = _schedule(config, run.steps_per_epoch, len(run.partition.train))
     size = inputs.forward_batch_size(config, network)
     trainer = whole.Whole(
         steps=compiled,
@@ -239,20 +257,28 @@ def _train_whole(
                 _class_weights(config, data.table.label[run.partition.train]),
                 np.float32,
             ),
+            np.float32(schedule.steps_per_epoch),
+            np.float32(schedule.num_epochs * schedule.steps_per_epoch),
         ),
         training=inputs.reading_of(config, run.batch_size),
         evaluating=inputs.reading_of(config, size),
     )
     # Copied, for the state is used up in training, and the network is for other runs.
     own = optim.merge(network.params, network.seeded(config.seed))
+    if config.model.head is HeadKind.BLOCKS:
+        rows = data.rows[run.partition.train]
+        some = rows[:: -(-len(rows) // _STANDARDISED)]
+        own = parts.standardised(
+            own, inputs.features_of(config, images, data.every, some, network, own)
+        )
     own = jax.tree.map(jnp.copy, own)
-    begin = network.shardings.put_replicated(state.create(own, optimizer, network.mask))
+    begun = state.create(own, optimizer, network.mask, averaged=bool(config.optim.ema))
+    begin = network.shardings.put_replicated(begun)
 
     def saved(now: state.TrainState) -> state.TrainState:
         """Frozen parameters are those of the weights."""
         return now.replace(params=optim.trainable(now.params, network.mask))
 
-    schedule = _schedule(config, run.steps_per_epoch, len(run.partition.train))
     record = _record(setup) | {"runs": []}
     with Checkpoints(run.workdir / CHECKPOINTS) as kept:
         done, restored = _restored(kept, saved(begin), record, run.steps_per_epoch)
@@ -275,7 +301,7 @@ def _train_whole(
     for use in (Split.VALIDATION, Split.TEST):
         rows = data.rows[run.partition.rows()[use]]
         with terminal.track(f"evaluating {use}", len(rows), "images") as advance:
-            _, found[use] = trainer.evaluate(params, rows, advance)
+            _, found[use] = trainer.evaluate(params, rows, advance, final=True)
     seconds = time.monotonic() - started
     return Trained(int(end.best.step), log.history, found, seconds)
 
@@ -340,10 +366,13 @@ def _check_log(run: Run, log: MetricsLog, epochs: int) -> None:
 
 
 def _order(run: Run, setup: Setup) -> pipeline.Order:
+    config = run.config
+    table = setup.data.table.take(run.partition.train)
     return pipeline.Order(
         setup.data.rows[run.partition.train],
-        run.config.seed,
-        dihedral=run.config.augment.dihedral,
+        config.seed,
+        dihedral=config.augment.dihedral,
+        chances=pipeline.sampling_chances(config.train, table.label, table.patient),
     )
 
 
@@ -354,6 +383,7 @@ def _schedule(config: Config, steps_per_epoch: int, num_images: int) -> loop.Sch
         steps_per_epoch=steps_per_epoch,
         num_images=num_images,
         checkpoint_seconds=config.train.checkpoint_seconds,
+        patience=config.train.patience,
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from allcls_jax.data.cells import ALL, HEM
-from allcls_jax.models import vgg
+from allcls_jax.models import parts, test_time_views, vgg
 from allcls_jax.models.preprocessing import Preprocessing
 
 
@@ -22,6 +22,7 @@ class Classifier:
       preprocessing: what the network expects.
       image_size: height and width of its input, pixels.
       temperature: that divides the difference of the logits; 1 changes nothing.
+      views: of an image, whose logits are averaged; see `test_time_views`.
     """
 
     model: vgg.VGG
@@ -29,6 +30,7 @@ class Classifier:
     preprocessing: Preprocessing
     image_size: int
     temperature: float
+    views: int = 1
 
     def logits(
         self, images: jax.Array | np.ndarray, params: vgg.Params | None = None
@@ -41,8 +43,12 @@ class Classifier:
             built into it.
         """
         own = self.params if params is None else params
-        output: Any = self.model.apply({"params": own}, self.preprocessing(images))
-        return output[0]
+
+        def network(images: jax.Array) -> jax.Array:
+            output: Any = self.model.apply({"params": own}, self.preprocessing(images))
+            return output[0]
+
+        return test_time_views.mean_logits(network, images, self.views)
 
     def plain(
         self,
@@ -59,10 +65,15 @@ class Classifier:
           images: as for `logits`.
           params: of all layers.
         """
-        network = vgg.VGG(vgg.without_dropout(self.model).layers)
-        inputs = self.preprocessing(images)
-        output: Any = network.apply({"params": params}, inputs, train=True)
-        return output[0], self.probability(output[0])
+        network = vgg.VGG(parts.without_dropout(self.model).layers)
+
+        def plainly(images: jax.Array) -> jax.Array:
+            inputs = self.preprocessing(images)
+            output: Any = network.apply({"params": params}, inputs, train=True)
+            return output[0]
+
+        logits = test_time_views.mean_logits(plainly, images, self.views)
+        return logits, self.probability(logits)
 
     def log_odds(self, logits: jax.Array) -> jax.Array:
         """Returns the calibrated log odds of ALL, (n,) float32, of logits (n, 2)."""

@@ -8,6 +8,7 @@ new images are added, and what is damaged is computed again.
 
 import contextlib
 import hashlib
+import math
 import os
 import queue
 import threading
@@ -19,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from allcls_jax.data import stain
 from allcls_jax.data.threads import in_threads
 from allcls_jax.errors import InputError
 from allcls_jax.locking import locked
 from allcls_jax.models.preprocessing import Preprocessing
 from allcls_jax.models.vgg import (
     VGG,
+    BlockAverages,
     GlobalAveragePool,
     Params,
     flatten_params,
@@ -235,8 +238,13 @@ class _Writer:
                     self._error = error
 
 
+def num_bytes(fixed: VGG, image_size: int) -> int:
+    """Returns the size of an image's features in one view."""
+    return _width(fixed, image_size) * _dtype(fixed).itemsize
+
+
 def open_store(
-    backbone: VGG,
+    fixed: VGG,
     params: Params,
     preprocessing: Preprocessing,
     *,
@@ -247,33 +255,42 @@ def open_store(
     """Opens the store of a frozen network's features; computes none.
 
     Args:
-      backbone: the layers up to the features.
-      params: of the whole network; only the backbone's enter the key.
+      fixed: the layers that make the features.
+      params: of the whole network; only those of these layers enter the key.
       preprocessing: what the weights expect.
       image_size: pixels.
       source: what else has made the image out of its file: pixels stored and cropped.
       cache_dir: features lie in its folder `features`.
     """
-    last = backbone.layers[-1]
-    (width,) = layer_table(backbone.layers, image_size)[-1].shape
-    # An average over places has more digits than what it is taken of.
-    averaged = isinstance(last, GlobalAveragePool)
-    dtype = np.dtype(jnp.float32 if averaged else backbone.dtype)
     key = (
         _FORMAT,
         source,
-        (backbone.layers, np.dtype(backbone.dtype).name, image_size),
+        (fixed.layers, np.dtype(fixed.dtype).name, image_size),
         preprocessing,
         # Devices round differently, and some use fewer bits than they are given.
         jax.default_backend(),
+        *((stain.STANDARD,) if preprocessing.normalise_stain else ()),
     )
     digest = hashlib.sha256(repr(key).encode())
-    used = {layer.name for layer in backbone.layers}
+    used = {layer.name for layer in fixed.layers}
     for name, array in sorted(flatten_params(params).items()):
         if name.partition("/")[0] in used:
             digest.update(name.encode())
             digest.update(np.asarray(array).tobytes())
-    return FeatureStore(cache_dir / "features" / digest.hexdigest()[:24], width, dtype)
+    folder = cache_dir / "features" / digest.hexdigest()[:24]
+    return FeatureStore(folder, _width(fixed, image_size), _dtype(fixed))
+
+
+def _width(fixed: VGG, image_size: int) -> int:
+    """Returns the number of features of an image."""
+    return math.prod(layer_table(fixed.layers, image_size)[-1].shape)
+
+
+def _dtype(fixed: VGG) -> np.dtype:
+    """Returns the type in which features lose nothing."""
+    # An average over places has more digits than what it is taken of.
+    averaged = isinstance(fixed.layers[-1], GlobalAveragePool | BlockAverages)
+    return np.dtype(jnp.float32 if averaged else fixed.dtype)
 
 
 def _checksum(row: np.ndarray) -> int:

@@ -73,6 +73,22 @@ class GlobalAveragePool:
 
 
 @dataclasses.dataclass(frozen=True)
+class BlockAverages:
+    """log(1 + mean over rows and columns) of the outputs of poolings, side by side."""
+
+    name: str
+    poolings: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardise:
+    """(x - mean) * factor, both of the training images before training begins."""
+
+    name: str
+    features: int  # the first so many; the others are dropped
+
+
+@dataclasses.dataclass(frozen=True)
 class Dense:
     """Matrix product and bias, with ReLU unless it gives the logits."""
 
@@ -89,7 +105,8 @@ class Dropout:
     rate: float
 
 
-Layer = Conv | MaxPool | Flatten | GlobalAveragePool | Dense | Dropout
+Pooling = Flatten | GlobalAveragePool | BlockAverages  # what gives features
+Layer = Conv | MaxPool | Pooling | Standardise | Dense | Dropout
 
 
 def conv_stack(name: ModelName) -> tuple[Layer, ...]:
@@ -101,18 +118,40 @@ def conv_stack(name: ModelName) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def head(kind: HeadKind, dropout: float) -> tuple[Layer, ...]:
-    """The paper's head, named as in its figure 7, or the same on pooled features."""
-    pooled: dict[HeadKind, Layer] = {
-        HeadKind.FLATTEN: Flatten("flatten"),
-        HeadKind.GAP: GlobalAveragePool("global_average_pooling"),
+def head(
+    kind: HeadKind, dropout: float, *, standardised: int | None = None
+) -> tuple[Layer, ...]:
+    """The paper's head, named as in its figure 7, or the same on pooled features.
+
+    Args:
+      kind: which.
+      dropout: rate.
+      standardised: of the head of all blocks, how many features are standardised and
+        used; None, in what `folded` gives: all, as they are.
+    """
+    blocks = tuple(f"block{number}_pool" for number in range(1, 6))
+    standardise = (
+        () if standardised is None else (Standardise("standardise_1", standardised),)
+    )
+    pooled: dict[HeadKind, tuple[Layer, ...]] = {
+        HeadKind.FLATTEN: (Flatten("flatten"),),
+        HeadKind.GAP: (GlobalAveragePool("global_average_pooling"),),
+        HeadKind.BLOCKS: (
+            BlockAverages("block_averages", blocks),
+            *standardise,
+        ),
     }
     return (
-        pooled[kind],
+        *pooled[kind],
         Dense("dense_2", 256, relu=True),
         Dropout("dropout_1", dropout),
         Dense("dense_3", NUM_CLASSES, relu=False),
     )
+
+
+def channels(name: ModelName, blocks: int) -> int:
+    """Returns how many channels the first blocks of a stack have together."""
+    return sum(width for _, width in BLOCKS[name][:blocks])
 
 
 def imagenet_top() -> tuple[Layer, ...]:
@@ -144,6 +183,7 @@ class VGG(nn.Module):
         *,
         train: bool = False,
         dropout: jax.Array | float | None = None,
+        earlier: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the last layer's output, and named ones on the way.
 
@@ -151,6 +191,7 @@ class VGG(nn.Module):
           images: (n, height, width, 3) float32, preprocessed.
           train: whether dropout drops; then a `dropout` random stream is needed.
           dropout: rate, in [0, 1), in place of the table's; may be traced.
+          earlier: named outputs of layers that came before those of this table.
 
         Returns:
           Logits (n, 2) float32, or what the last layer gives; and a dictionary with
@@ -159,7 +200,7 @@ class VGG(nn.Module):
           `logits`.
         """
         x = images.astype(self.dtype)
-        named: dict[str, jax.Array] = {}
+        named: dict[str, jax.Array] = dict(earlier or {})
         in_blocks = not train and self._runs_in_blocks()
         block: list[dict[str, jax.Array]] = []
         for layer in self.layers:
@@ -176,6 +217,14 @@ class VGG(nn.Module):
                     x = named["features"] = jax.lax.collapse(x, 1).astype(jnp.float32)
                 case GlobalAveragePool():
                     x = named["features"] = x.astype(jnp.float32).mean((1, 2))
+                case BlockAverages(_, poolings):
+                    means = [
+                        named[name].astype(jnp.float32).mean((1, 2))
+                        for name in poolings
+                    ]
+                    x = named["features"] = jnp.log1p(jnp.concatenate(means, -1))
+                case Standardise(name, features):
+                    x = _Standardise(name=name)(x[:, :features])
                 case Dense(name, units, relu):
                     x = nn.Dense(units, name=name)(x)
                     x = nn.relu(x) if relu else x
@@ -200,26 +249,13 @@ class VGG(nn.Module):
         )
 
 
-def split_at_features(model: VGG) -> tuple[VGG, VGG]:
-    """Returns the part of a network that makes features, and the part behind it.
+class _Standardise(nn.Module):
+    """(x - mean) * factor, with a number of each for every feature."""
 
-    Both take the parameters of the whole network; the first gives `features` as its
-    output, the second takes them as its input.
-    """
-    poolings = (Flatten, GlobalAveragePool)
-    kinds = [isinstance(layer, poolings) for layer in model.layers]
-    behind = kinds.index(True) + 1
-    return (
-        VGG(model.layers[:behind], dtype=model.dtype),
-        # What follows the features is computed in float32.
-        VGG(model.layers[behind:]),
-    )
-
-
-def without_dropout(model: VGG) -> VGG:
-    """Returns the network with nothing drawn, so that `train` changes no output."""
-    kept = tuple(x for x in model.layers if not isinstance(x, Dropout))
-    return VGG(kept, dtype=model.dtype)
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean = self.param("mean", nn.initializers.zeros, x.shape[-1:])
+        return (x - mean) * self.param("factor", nn.initializers.ones, x.shape[-1:])
 
 
 def _drop(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
@@ -253,8 +289,10 @@ def init_params(shapes: ParamShapes, *, seed: int) -> Params:
 
     def draw(layer: str, name: str, shape: tuple[int, ...]) -> jax.Array:
         rng = np.random.default_rng([seed, zlib.crc32(f"{layer}/{name}".encode())])
-        if name == "bias":
+        if name in ("bias", "mean"):
             values = np.zeros(shape)
+        elif name == "factor":
+            values = np.ones(shape)
         elif len(shape) == 4:
             deviation = math.sqrt(2 / math.prod(shape[:3]))
             of_images = shape[2] == 3
@@ -282,6 +320,7 @@ class LayerRow:
 def layer_table(layers: tuple[Layer, ...], image_size: int) -> list[LayerRow]:
     """Returns name, output shape and number of parameters of every layer."""
     shape: tuple[int, ...] = (image_size, image_size, 3)
+    channels_of: dict[str, int] = {}
     rows = [LayerRow("input_1", shape, 0)]
     for layer in layers:
         parameters = 0
@@ -289,12 +328,18 @@ def layer_table(layers: tuple[Layer, ...], image_size: int) -> list[LayerRow]:
             case Conv(_, channels):
                 parameters = (9 * shape[-1] + 1) * channels
                 shape = (*shape[:2], channels)
-            case MaxPool():
+            case MaxPool(name):
                 shape = (*(side // 2 for side in shape[:2]), shape[-1])
+                channels_of[name] = shape[-1]
             case Flatten():
                 shape = (math.prod(shape),)
             case GlobalAveragePool():
                 shape = shape[-1:]
+            case BlockAverages(_, poolings):
+                shape = (sum(channels_of[name] for name in poolings),)
+            case Standardise(_, features):
+                shape = (features,)
+                parameters = 2 * features
             case Dense(_, units, _):
                 parameters = (shape[0] + 1) * units
                 shape = (units,)

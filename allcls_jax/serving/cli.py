@@ -51,6 +51,9 @@ VERBS = {
     "report": Verb(
         "allcls_jax.evaluation.report.write", "a run on one page, and its model card"
     ),
+    "augment": Verb(
+        "allcls_jax.data.augmentation_sheet", "show how training images are varied"
+    ),
     "prepare": Verb("allcls_jax.data.prepare", "pack cells once"),
     "convert": Verb("allcls_jax.models.convert", "read VGG weights of Keras or torch"),
     "benchmark": Verb(

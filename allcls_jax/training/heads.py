@@ -1,12 +1,14 @@
 """Heads on kept features, many at once: an epoch of all of them is one compiled scan.
 
-Behind a frozen backbone nothing but the head is trained, and heads know nothing of each
-other: those of all folds, seeds and settings go through the same program side by side
-(`jax.vmap`), divided among the devices where there are several. A head ends with the
-parameters that it would have if it were trained alone.
+A head is what is trained behind the frozen part of a network: dense layers, or upper
+blocks as well. Heads know nothing of each other: those of all folds, seeds and settings
+go through the same program side by side (`jax.vmap`), divided among the devices where
+there are several. A head ends with the parameters that it would have if it were trained
+alone.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from allcls_jax.config import OptimConfig, Place
+from allcls_jax.config import OptimConfig, Place, TrainConfig
 from allcls_jax.data.cells import ALL, CellTable
 from allcls_jax.data.pipeline import PADDING, Order, in_batches, steps_per_epoch
-from allcls_jax.models.vgg import VGG, Params, split_at_features
+from allcls_jax.models.parts import split_at_learning
+from allcls_jax.models.vgg import NUM_CLASSES, VGG, Params, layer_table
 from allcls_jax.training import state as states
 from allcls_jax.training import steps
 from allcls_jax.training.feed import Feed
 from allcls_jax.training.inputs import Features
 from allcls_jax.training.network import Network
-from allcls_jax.training.optim import make_optimizer
+from allcls_jax.training.optim import learning_rate, make_optimizer, trainable_mask
 from allcls_jax.training.state import Sums, TrainState
 
 # Images of a batch where nothing is learnt.
@@ -62,6 +65,7 @@ class _Settings(NamedTuple):
     weight_decay: jax.Array
     dropout: jax.Array
     class_weights: jax.Array
+    steps_per_epoch: jax.Array
 
 
 class Heads:
@@ -81,7 +85,7 @@ class Heads:
         features: Features,
         table: CellTable,
         *,
-        batch_size: int,
+        train: TrainConfig,
         place: Place,
     ):
         """Brings features to their place; compiles at the first epoch.
@@ -89,16 +93,21 @@ class Heads:
         Args:
           network: whose heads they are.
           optim: the rest of the recipe, the same for all.
-          heads: at least one.
+          heads: at least one; only one where convolutions are trained.
           features: of all rows that the heads use.
           table: labels by row.
-          batch_size: images of a step.
+          train: resolved; the same for all.
           place: where the features lie; not `auto`.
         """
-        _, model = split_at_features(network.model)
-        self._mask = {name: network.mask[name] for name in heads[0].params}
-        self._heads, self._optim = tuple(heads), optim
-        self._batch_size = batch_size
+        assert train.batch_size is not None, "not resolved"
+        assert len(heads) == 1 or not network.learns_stack, "slow side by side"
+        fixed, model = split_at_learning(network.model, network.mask)
+        shapes = layer_table(fixed.layers, features.images.size)
+        self._shape = shapes[-1].shape
+        self._shares = {name: network.shares[name] for name in heads[0].params}
+        self._mask = trainable_mask(self._shares)
+        self._heads, self._optim, self._config = tuple(heads), optim, train
+        self._batch_size = batch_size = train.batch_size
         self._shardings = shardings = network.shardings
         devices = shardings.replicated.mesh.size
         # As many on each device: the last one stands in for those that are missing.
@@ -114,8 +123,9 @@ class Heads:
                 weight_decay=jnp.float32(head.weight_decay),
                 dropout=jnp.float32(head.dropout),
                 class_weights=jnp.array(head.class_weights, jnp.float32),
+                steps_per_epoch=jnp.float32(steps),
             )
-            for head in heads
+            for head, steps in zip(heads, self.steps_per_epoch, strict=True)
         ]
         self._settings = self._put(self._stack(settings))
         self._compile(model)
@@ -124,9 +134,11 @@ class Heads:
 
     def begin(self) -> TrainState:
         """Returns the state before the first step."""
-        optimizer = make_optimizer(self._optim, self._mask)
+        optimizer = make_optimizer(self._optim, self._shares)
+        averaged = bool(self._optim.ema)
         begun = [
-            states.create(head.params, optimizer, self._mask) for head in self._heads
+            states.create(head.params, optimizer, self._mask, averaged=averaged)
+            for head in self._heads
         ]
         # Copied, for the state is used up in training and parameters are shared.
         return self._put(self._stack([jax.tree.map(np.array, one) for one in begun]))
@@ -146,6 +158,17 @@ class Heads:
             state = self._train(state, self._settings, features, label, batches)
         return state
 
+    def running(self, state: TrainState) -> list[bool]:
+        """Returns which heads go on, and have not stopped early, after an epoch."""
+        return [
+            bool(_running(step, best, steps, self._config.patience))
+            for (step, best), steps in zip(
+                self.per_head((state.step, state.best.step)),
+                self.steps_per_epoch,
+                strict=True,
+            )
+        ]
+
     def conclude(self, state: TrainState) -> tuple[TrainState, tuple[Sums, Sums]]:
         """Validates, notes the best, and begins the sums anew.
 
@@ -153,25 +176,33 @@ class Heads:
           The state before the next epoch, and the sums of training and validation.
         """
         validation: Sums | None = None
+        params = state.used()
         for features, label, batches in self._feed(self._validation):
-            sums, _ = self._evaluate(state.params, features, label, batches)
+            sums, _ = self._evaluate(params, features, label, batches)
             validation = sums if validation is None else validation + sums
         assert validation is not None, "nothing to validate on"
         return self._conclude(state, validation)
 
     def probabilities(
-        self, params: Params, rows: Sequence[np.ndarray]
+        self, params: Params, rows: Sequence[np.ndarray], views: int = 1
     ) -> list[dict[int, float]]:
         """Returns P(ALL) of the rows of each head, by row.
 
         Args:
           params: of all layers of the heads.
           rows: for each head, (n,) int64 rows of the table.
+          views: of each, whose logits are averaged: 1, or as many as there are
+            features of.
         """
-        order = self._positions(rows, max(self._batch_size, _EVALUATED))
+        order = self._positions(
+            [np.repeat(chosen, views) for chosen in rows],
+            max(self._batch_size, _EVALUATED) // views * views,
+            [np.tile(np.arange(views), len(chosen)) for chosen in rows],
+        )
+        evaluate = self._evaluate if views == 1 else self._evaluate_views(views)
         parts = []
         for features, label, batches in self._feed(order):
-            _, probability = self._evaluate(params, features, label, batches)
+            _, probability = evaluate(params, features, label, batches)
             parts.append(np.asarray(probability))
         # (heads, steps, batch) in one head's order.
         whole = np.concatenate(parts, axis=-2)
@@ -197,7 +228,15 @@ class Heads:
 
     def _compile(self, model: VGG) -> None:
         """Makes the compiled functions: of one head, and then of all."""
-        optim, mask = self._optim, self._mask
+        optim, mask, shares, config = (
+            self._optim,
+            self._mask,
+            self._shares,
+            self._config,
+        )
+        shape = self._shape
+        assert config.num_epochs is not None, "not resolved"
+        num_epochs = config.num_epochs
 
         def train(
             state: TrainState,
@@ -206,18 +245,15 @@ class Heads:
             label: jax.Array,
             batches: jax.Array,
         ) -> TrainState:
-            optimizer = make_optimizer(
-                optim,
-                mask,
-                learning_rate=settings.learning_rate,
-                weight_decay=settings.weight_decay,
+            going_on = _running(
+                state.step, state.best.step, settings.steps_per_epoch, config.patience
             )
 
             def step(
                 state: TrainState, positions: jax.Array
             ) -> tuple[TrainState, None]:
                 valid = (positions != PADDING).astype(jnp.float32)
-                values = features[positions].astype(jnp.float32)
+                values = features[positions].reshape(-1, *shape)
 
                 def objective(params: Params) -> tuple[jax.Array, Sums]:
                     key = steps.random_stream("dropout", settings.seed, state.step)
@@ -229,24 +265,47 @@ class Heads:
                         rngs={"dropout": key},
                     )
                     return steps.mean_loss(
-                        logits, label[positions], valid, settings.class_weights
+                        logits,
+                        label[positions],
+                        valid,
+                        settings.class_weights,
+                        smoothing=config.label_smoothing,
                     )
 
-                new, _ = steps.update(state, objective, optimizer, mask)
-                # Where a head has fewer batches than another one, it waits.
-                real = positions[0] != PADDING
+                rate = learning_rate(
+                    optim,
+                    state.step,
+                    highest=settings.learning_rate,
+                    steps_per_epoch=settings.steps_per_epoch,
+                    total_steps=num_epochs * settings.steps_per_epoch,
+                )
+                optimizer = make_optimizer(
+                    optim, shares, rate=rate, weight_decay=settings.weight_decay
+                )
+                new, _ = steps.update(state, objective, optimizer, mask, ema=optim.ema)
+                # Where a head has fewer batches than another one, or fewer epochs, it
+                # waits.
+                real = (positions[0] != PADDING) & going_on
                 kept = jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state)
                 return kept, None
 
             return jax.lax.scan(step, state, batches)[0]
 
         def evaluate(
-            params: Params, features: jax.Array, label: jax.Array, batches: jax.Array
+            params: Params,
+            features: jax.Array,
+            label: jax.Array,
+            batches: jax.Array,
+            *,
+            views: int,
         ) -> tuple[Sums, jax.Array]:
             def step(sums: Sums, positions: jax.Array) -> tuple[Sums, jax.Array]:
-                valid = (positions != PADDING).astype(jnp.float32)
-                values = features[positions].astype(jnp.float32)
+                values = features[positions].reshape(-1, *shape)
                 logits, _ = model.apply({"params": params}, values)
+                if views > 1:
+                    positions = positions[::views]
+                    logits = logits.reshape(-1, views, NUM_CLASSES).mean(1)
+                valid = (positions != PADDING).astype(jnp.float32)
                 _, more = steps.mean_loss(logits, label[positions], valid, jnp.ones(2))
                 return sums + more, jax.nn.softmax(logits)[:, ALL]
 
@@ -261,11 +320,16 @@ class Heads:
             out_shardings=each,
             donate_argnums=0,
         )
-        self._evaluate = jax.jit(
-            over(evaluate, (0, None, None, 0)),
-            in_shardings=(each, one, one, each),
-            out_shardings=(each, one),
-        )
+
+        def compiled(views: int) -> Callable[..., tuple[Sums, jax.Array]]:
+            return jax.jit(
+                over(functools.partial(evaluate, views=views), (0, None, None, 0)),
+                in_shardings=(each, one, one, each),
+                out_shardings=(each, one),
+            )
+
+        self._evaluate = compiled(1)
+        self._evaluate_views = functools.cache(compiled)
         self._gather = jax.jit(lambda tree: tree, out_shardings=one)
         self._take = jax.jit(
             lambda tree, number: jax.tree.map(lambda array: array[number], tree),
@@ -308,3 +372,14 @@ class Heads:
         if self._number == 1:
             return self._shardings.put_replicated(tree)
         return self._shardings.put_divided(tree)
+
+
+def _running(
+    step: jax.Array,
+    best: jax.Array,
+    steps_per_epoch: jax.Array | int,
+    patience: int | None,
+) -> jax.Array:
+    """Returns whether a head has not stopped; asked between epochs, () bool."""
+    most = jnp.inf if patience is None else patience * steps_per_epoch
+    return step - best < most

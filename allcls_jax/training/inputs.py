@@ -1,4 +1,4 @@
-"""What runs are fed: cells, as images or as features of a frozen backbone."""
+"""What runs are fed: cells, as images or as features of a network's frozen part."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,8 @@ from allcls_jax.config import Config, Place
 from allcls_jax.data import packing, pipeline, prepare
 from allcls_jax.data.cells import CellTable
 from allcls_jax.models import features
-from allcls_jax.models.vgg import split_at_features
+from allcls_jax.models.parts import split_at_features, split_at_learning
+from allcls_jax.models.vgg import Params
 from allcls_jax.paths import default_cache_dir
 from allcls_jax.training import placement, sharding
 from allcls_jax.training.network import Network
@@ -76,7 +77,7 @@ def compute_features(
     *,
     held: pipeline.HeldImages | None = None,
 ) -> Features | None:
-    """Computes what is missing of a frozen backbone's features.
+    """Computes what is missing of the features of a network's frozen part.
 
     Args:
       config: validated.
@@ -87,24 +88,39 @@ def compute_features(
       held: the same images, where they are in memory already.
 
     Returns:
-      The features; None where the backbone is not frozen, where images vary in ways
-      that cannot be kept, or where the configuration wants none.
+      The features; None where no block is frozen, where images vary in ways that
+      cannot be kept, where features of a block would fill the memory, or where the
+      configuration wants none.
     """
-    backbone, _ = split_at_features(network.model)
-    stack = [network.mask[x.name] for x in backbone.layers if x.name in network.mask]
-    fixed = not any(jax.tree.leaves(stack)) and not config.augment.continuous
-    if not (fixed and config.train.cache_features):
+    fixed, _ = split_at_learning(network.model, network.mask)
+    if not (
+        fixed.layers and config.train.cache_features and not config.augment.continuous
+    ):
+        return None
+    if config.evaluation.views > pipeline.NUM_VIEWS:
+        terminal.say(
+            f"evaluation.views = {config.evaluation.views}: no features are kept of "
+            "other angles than quarter turns; the frozen part is computed in every step"
+        )
         return None
     cells = images.cells
+    several = config.augment.dihedral or config.evaluation.views > 1
+    num_views = pipeline.NUM_VIEWS if several else 1
+    size = features.num_bytes(fixed, images.size) * len(rows) * num_views
+    if network.learns_stack and not placement.fits_memory(size):
+        terminal.say(
+            f"{fixed.layers[-1].name} of all images: {size / 2**30:.1f} GiB, more than "
+            "may be kept; the frozen part is computed in every step"
+        )
+        return None
     store = features.open_store(
-        backbone,
+        fixed,
         network.params,
         network.preprocessing,
         image_size=images.size,
         source=(packing.FORMAT, cells.size, cells.crop),
         cache_dir=cache_dir(config),
     )
-    num_views = pipeline.NUM_VIEWS if config.augment.dihedral else 1
     found = Features(store, images, rows, num_views)
     every = np.repeat(rows, num_views)
     views = np.tile(np.arange(num_views, dtype=np.int32), len(rows))
@@ -124,10 +140,40 @@ def compute_features(
             held or images,
         )
     terminal.say(
-        f"features of the frozen backbone: {len(missing):,} computed, "
+        f"features of the frozen part: {len(missing):,} computed, "
         f"{len(every) - len(missing):,} kept from before"
     )
     return found
+
+
+def features_of(
+    config: Config,
+    images: pipeline.Images,
+    table: CellTable,
+    rows: np.ndarray,
+    network: Network,
+    params: Params,
+) -> np.ndarray:
+    """Returns features (n, m) float32 of images as they are, and keeps none.
+
+    Args:
+      config: validated.
+      images: of the table's rows.
+      table: of all cells.
+      rows: (n,) int64, each once.
+      network: whose features they are, all of its stack being taken for frozen.
+      params: of the whole network.
+    """
+    fixed, _ = split_at_features(network.model)
+    forward = make_features_step(
+        fixed, network.preprocessing, network.shardings, np.dtype(np.float32)
+    )
+    reading = reading_of(config, forward_batch_size(config, network))
+    found = [
+        np.asarray(forward(params, network.shardings.put_batch(batch)))
+        for batch in pipeline.evaluation_batches(images, table, rows, reading)
+    ]
+    return np.concatenate(found)[: len(rows)]
 
 
 def _compute(
@@ -140,8 +186,9 @@ def _compute(
     images: pipeline.Images,
 ) -> None:
     """Computes the features of rows (n,) in views (n,)."""
+    fixed, _ = split_at_learning(network.model, network.mask)
     forward = make_features_step(
-        network.model, network.preprocessing, network.shardings, found.store.dtype
+        fixed, network.preprocessing, network.shardings, found.store.dtype
     )
     size = forward_batch_size(config, network)
     reading = reading_of(config, size)

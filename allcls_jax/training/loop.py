@@ -37,12 +37,14 @@ class Schedule:
         the one that has most.
       num_images: training images of an epoch, of all heads.
       checkpoint_seconds: from one checkpoint to the next, at least.
+      patience: epochs without a lower validation loss that end training, or None.
     """
 
     num_epochs: int
     steps_per_epoch: int
     num_images: int
     checkpoint_seconds: float
+    patience: int | None
 
 
 class Saver:
@@ -122,20 +124,25 @@ def train_heads(
     ):
         for number in range(first_epoch, schedule.num_epochs):
             # Counted one by one, as processes agree on the number of their stop.
+            running = heads.running(state)
+            if not any(running):
+                saver.now(state, number * per_epoch)
+                terminal.say(f"stopped early, behind epoch {number}")
+                break
             if stop_asked(number):
                 saver.now(state, number * per_epoch)
                 return None
             state, sums = heads.conclude(heads.epoch(state, number))
             step = (number + 1) * per_epoch
-            epochs = [
-                _epoch(number + 1, (number + 1) * steps, *of_head)
-                for steps, of_head in zip(
-                    heads.steps_per_epoch, heads.per_head(sums), strict=True
-                )
-            ]
-            for epoch, log in zip(epochs, logs, strict=True):
-                _check_finite(step, epoch["train_loss"])
-                log.write(epoch)
+            epochs = []
+            for goes_on, steps, of_head, log in zip(
+                running, heads.steps_per_epoch, heads.per_head(sums), logs, strict=True
+            ):
+                if goes_on:
+                    epoch = _epoch(number + 1, (number + 1) * steps, *of_head)
+                    _check_finite(step, epoch["train_loss"])
+                    log.write(epoch)
+                    epochs.append(epoch)
             advance(schedule.num_images)
             terminal.say(_epoch_line(epochs, schedule.num_epochs))
             saver.maybe(state, step)
@@ -173,6 +180,10 @@ def train_whole(
     with _progress(schedule, step) as advance, _stop_signals() as stop_asked:
         pending: tuple[int, jax.Array] | None = None
         while step < last:
+            if _stopped_early(state, step, schedule):
+                saver.now(saved(state), step)
+                terminal.say(f"stopped early, behind epoch {step // per_epoch}")
+                break
             if stop_asked(step):
                 if pending is not None:
                     _check_finite(*pending)
@@ -194,6 +205,13 @@ def train_whole(
             terminal.say(_epoch_line([epoch], schedule.num_epochs))
             saver.maybe(saved(state), step)
     return state
+
+
+def _stopped_early(state: TrainState, step: int, schedule: Schedule) -> bool:
+    """Returns whether the best epoch lies too far behind."""
+    if schedule.patience is None or step % schedule.steps_per_epoch:
+        return False
+    return step - int(state.best.step) >= schedule.patience * schedule.steps_per_epoch
 
 
 def _progress(

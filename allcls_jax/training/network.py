@@ -13,13 +13,13 @@ import jax.numpy as jnp
 
 from allcls_jax import terminal
 from allcls_jax.config import ComputeDtype, Config, DataSource
-from allcls_jax.models import pretrained, vgg
+from allcls_jax.models import parts, pretrained, vgg
 from allcls_jax.models.preprocessing import CAFFE, Preprocessing
 from allcls_jax.models.weight_files import WeightFile
 from allcls_jax.training import optim, sharding
 
 # What every head parameter is called; the rest comes from the weights file.
-HEAD = (r"dense_\d+/.*",)
+HEAD = (r"(dense|standardise)_\d+/.*",)
 IMAGENET_TOP = (r"fc\d/.*", r"predictions/.*")
 
 
@@ -29,18 +29,25 @@ class Network:
 
     model: vgg.VGG
     params: vgg.Params
+    shares: optim.Shares  # of the learning rate
     mask: optim.Mask
     preprocessing: Preprocessing
     weights: dict[str, Any]  # as in results.json
     counts: dict[str, int]  # parameters: total, trainable, frozen
     shardings: sharding.Shardings
 
-    def head_params(self, seed: int) -> vgg.Params:
-        """Returns what a seed gives to the layers behind the features."""
-        _, head = vgg.split_at_features(self.model)
+    @property
+    def learns_stack(self) -> bool:
+        """Whether any of the convolutions is trained."""
+        _, learning = parts.split_at_learning(self.model, self.mask)
+        return any(isinstance(layer, vgg.Conv) for layer in learning.layers)
+
+    def learning_params(self, seed: int) -> vgg.Params:
+        """Returns what a seed gives to the layers behind the frozen part."""
+        _, learning = parts.split_at_learning(self.model, self.mask)
         own = {
             layer.name: self.params[layer.name]
-            for layer in head.layers
+            for layer in learning.layers
             if layer.name in self.params
         }
         return optim.merge(own, self.seeded(seed))
@@ -71,7 +78,8 @@ def build(config: Config, source: DataSource, *, cache_dir: Path) -> Network:
     shardings = sharding.data_parallel()
     model = make_model(config)
     shapes = vgg.param_shapes(model, config.data.image_size)
-    mask = optim.trainable_mask(shapes, config.optim.trainable)
+    shares = optim.learning_rate_shares(shapes, config.optim.trainable)
+    mask = optim.trainable_mask(shares)
     params = vgg.init_params(shapes, seed=config.seed)
     found = _find_weights(config, source, cache_dir)
     if found:
@@ -90,14 +98,21 @@ def build(config: Config, source: DataSource, *, cache_dir: Path) -> Network:
     total = sum(jax.tree.leaves(sizes))
     trainable = sum(jax.tree.leaves(jax.tree.map(lambda n, t: n * t, sizes, mask)))
     counts = {"total": total, "trainable": trainable, "frozen": total - trainable}
-    preprocessing = found.preprocessing if found else CAFFE
-    return Network(model, params, mask, preprocessing, weights, counts, shardings)
+    preprocessing = dataclasses.replace(
+        found.preprocessing if found else CAFFE,
+        normalise_stain=config.model.normalise_stain,
+    )
+    return Network(
+        model, params, shares, mask, preprocessing, weights, counts, shardings
+    )
 
 
 def make_model(config: Config) -> vgg.VGG:
     """Returns the network of a configuration, without parameters."""
     layers = vgg.conv_stack(config.model.name) + vgg.head(
-        config.model.head, config.model.dropout
+        config.model.head,
+        config.model.dropout,
+        standardised=vgg.channels(config.model.name, config.model.blocks),
     )
     return vgg.VGG(layers, dtype=compute_dtype(config.model.dtype))
 

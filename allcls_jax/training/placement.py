@@ -33,6 +33,11 @@ def free_on_device() -> int:
     return min(free, default=free_on_host())
 
 
+def fits_memory(num_bytes: int) -> bool:
+    """Returns whether something may be kept in this machine's memory."""
+    return num_bytes <= _SHARE * free_on_host()
+
+
 def choose(place: Place, num_bytes: int, what: str) -> Place:
     """Returns where something lies during training, and says so.
 

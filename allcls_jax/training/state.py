@@ -10,7 +10,7 @@ import optax
 from flax import struct
 
 from allcls_jax.models.vgg import Params
-from allcls_jax.training.optim import Mask, trainable
+from allcls_jax.training.optim import Mask, merge, trainable
 
 
 class Sums(struct.PyTreeNode):
@@ -48,6 +48,8 @@ class TrainState(struct.PyTreeNode):
       step: () int32, the number of steps done, which is also that of batches used.
       params: float32.
       opt_state: of the trainable parameters only.
+      average: the running mean of the trainable parameters, which is what is validated
+        and kept; None where that is the parameters themselves.
       sums: over the training images of the epoch under way, so that a run that stops
         within an epoch goes on with nothing lost.
       best: of the epochs that are finished.
@@ -56,8 +58,13 @@ class TrainState(struct.PyTreeNode):
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    average: Params | None
     sums: Sums
     best: Best
+
+    def used(self) -> Params:
+        """Returns all parameters, as they are validated."""
+        return self.params if self.average is None else merge(self.params, self.average)
 
 
 def zero_sums() -> Sums:
@@ -66,16 +73,29 @@ def zero_sums() -> Sums:
 
 
 def create(
-    params: Params, optimizer: optax.GradientTransformation, mask: Mask
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    mask: Mask,
+    *,
+    averaged: bool = False,
 ) -> TrainState:
-    """Returns the state before the first step, around parameters already merged."""
+    """Returns the state before the first step, around parameters already merged.
+
+    Args:
+      params: of the whole network.
+      optimizer: from `optim.make_optimizer`.
+      mask: which parameters are trained.
+      averaged: whether a running mean of them is kept.
+    """
+    moving = trainable(params, mask)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
+        average=jax.tree.map(jnp.copy, moving) if averaged else None,
         sums=zero_sums(),
         best=Best(
-            params=jax.tree.map(jnp.copy, trainable(params, mask)),
+            params=jax.tree.map(jnp.copy, moving),
             loss=jnp.full((), jnp.inf, jnp.float32),
             step=jnp.zeros((), jnp.int32),
         ),
@@ -89,7 +109,7 @@ def conclude(
 
     Args:
       state: behind the epoch's last step.
-      validation: over all validation images, under its parameters.
+      validation: over all validation images, under `state.used()`.
       mask: which parameters are trained.
 
     Returns:
@@ -97,7 +117,7 @@ def conclude(
     """
     loss = validation.loss / validation.count
     better = loss < state.best.loss
-    now = Best(params=trainable(state.params, mask), loss=loss, step=state.step)
+    now = Best(params=trainable(state.used(), mask), loss=loss, step=state.step)
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), now, state.best)
     new = state.replace(sums=zero_sums(), best=best)
     return new, (state.sums, validation)

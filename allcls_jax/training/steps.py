@@ -3,19 +3,28 @@
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from allcls_jax.config import AugmentConfig
+from allcls_jax.config import AugmentConfig, OptimConfig, TrainConfig
 from allcls_jax.data import augmentation
 from allcls_jax.data.cells import ALL
+from allcls_jax.models import test_time_views
+from allcls_jax.models.parts import split_at_learning
 from allcls_jax.models.preprocessing import Preprocessing
-from allcls_jax.models.vgg import VGG, Params, split_at_features
-from allcls_jax.training.optim import Mask
+from allcls_jax.models.vgg import VGG, Params
+from allcls_jax.training.optim import (
+    Mask,
+    Shares,
+    learning_rate,
+    make_optimizer,
+    trainable,
+    trainable_mask,
+)
 from allcls_jax.training.sharding import Shardings
 from allcls_jax.training.state import Sums, TrainState, conclude
 
@@ -36,10 +45,14 @@ class RunSettings(NamedTuple):
     Attributes:
       seed: () uint32, of dropout and augmentation.
       class_weights: (2,) float32, of a HEM and of an ALL image in the training loss.
+      steps_per_epoch: () float32.
+      total_steps: () float32, of all epochs.
     """
 
     seed: jax.Array | np.uint32
     class_weights: jax.Array | np.ndarray
+    steps_per_epoch: jax.Array | np.float32
+    total_steps: jax.Array | np.float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,37 +63,42 @@ class Steps:
       train: (state, batch, resident images or None, settings of the run) → the state
         after one update, the old one being used up, and the batch's mean loss, ()
         float32.
-      eval: see `EvalStep`.
+      eval: see `EvalStep`; of the images as they are.
+      test: the same, of as many views of each as the configuration wants.
       conclude: (state, validation sums) → what `state.conclude` gives.
     """
 
     train: Callable[..., tuple[TrainState, jax.Array]]
     eval: EvalStep
+    test: EvalStep
     conclude: Callable[[TrainState, Sums], tuple[TrainState, tuple[Sums, Sums]]]
 
 
 def make_steps(
     model: VGG,
     preprocessing: Preprocessing,
-    optimizer: optax.GradientTransformation,
-    mask: Mask,
+    optim: OptimConfig,
+    shares: Shares,
     shardings: Shardings,
     *,
     augment: AugmentConfig,
+    train: TrainConfig,
+    views: int = 1,
 ) -> Steps:
     """Returns the steps, to be compiled at their first call.
 
     Args:
       model: gives logits of (HEM, ALL).
       preprocessing: what its weights expect.
-      optimizer: from `optim.make_optimizer`.
-      mask: which parameters are trained.
+      optim: how parameters move.
+      shares: of the learning rate, for each parameter; or a mask.
       shardings: where state and batches lie.
       augment: how training images vary; their views come with the batch.
+      train: says how labels are smoothed.
+      views: as of `EvaluationConfig`.
     """
-    backbone, head = split_at_features(model)
-    stack = [mask[layer.name] for layer in backbone.layers if layer.name in mask]
-    learning = any(jax.tree.leaves(stack))
+    mask = trainable_mask(shares)
+    fixed, learning = split_at_learning(model, mask)
 
     def train_step(
         state: TrainState,
@@ -93,20 +111,32 @@ def make_steps(
 
         def objective(params: Params) -> tuple[jax.Array, Sums]:
             key = random_stream("dropout", settings.seed, state.step)
-            # A frozen stack is run as in evaluation, the fastest way that there is.
-            values, _ = backbone.apply(
-                {"params": params}, preprocessing(images), train=learning
-            )
-            logits, _ = head.apply(
+            # What is frozen is run as in evaluation, the fastest way that there is.
+            values, _ = fixed.apply({"params": params}, preprocessing(images))
+            logits, _ = learning.apply(
                 {"params": params}, values, train=True, rngs={"dropout": key}
             )
             return mean_loss(
-                logits, batch["label"], batch["mask"], settings.class_weights
+                logits,
+                batch["label"],
+                batch["mask"],
+                settings.class_weights,
+                smoothing=train.label_smoothing,
             )
 
-        return update(state, objective, optimizer, mask)
+        rate = learning_rate(
+            optim,
+            state.step,
+            highest=optim.learning_rate,
+            steps_per_epoch=jnp.asarray(settings.steps_per_epoch),
+            total_steps=jnp.asarray(settings.total_steps),
+        )
+        optimizer = make_optimizer(optim, shares, rate=rate)
+        return update(state, objective, optimizer, mask, ema=optim.ema)
 
     one, split = shardings.replicated, shardings.batch
+    single = make_eval_step(model, preprocessing, shardings)
+    several = make_eval_step(model, preprocessing, shardings, views)
     return Steps(
         train=jax.jit(
             train_step,
@@ -114,7 +144,8 @@ def make_steps(
             out_shardings=one,
             donate_argnums=0,
         ),
-        eval=make_eval_step(model, preprocessing, shardings),
+        eval=single,
+        test=single if views == 1 else several,
         conclude=jax.jit(
             lambda state, validation: conclude(state, validation, mask),
             in_shardings=one,
@@ -125,7 +156,7 @@ def make_steps(
 
 
 def make_eval_step(
-    model: VGG, preprocessing: Preprocessing, shardings: Shardings
+    model: VGG, preprocessing: Preprocessing, shardings: Shardings, views: int = 1
 ) -> EvalStep:
     """Returns the evaluation step, to be compiled at its first call.
 
@@ -133,13 +164,18 @@ def make_eval_step(
       model: gives logits of (HEM, ALL).
       preprocessing: what its weights expect.
       shardings: where parameters and batches lie.
+      views: of an image, whose logits are averaged.
     """
 
     def eval_step(
         params: Params, batch: DeviceBatch, resident: jax.Array | None
     ) -> tuple[Sums, jax.Array, jax.Array]:
-        images = preprocessing(_images(batch, resident))
-        logits, _ = model.apply({"params": params}, images)
+        def network(images: jax.Array) -> jax.Array:
+            output: Any = model.apply({"params": params}, preprocessing(images))
+            return output[0]
+
+        images = _images(batch, resident)
+        logits = test_time_views.mean_logits(network, images, views)
         _, sums = mean_loss(logits, batch["label"], batch["mask"], jnp.ones(2))
         return sums, jax.nn.softmax(logits)[:, ALL], batch["row"]
 
@@ -148,12 +184,12 @@ def make_eval_step(
 
 
 def make_features_step(
-    model: VGG, preprocessing: Preprocessing, shardings: Shardings, dtype: np.dtype
+    fixed: VGG, preprocessing: Preprocessing, shardings: Shardings, dtype: np.dtype
 ) -> Callable[[Params, DeviceBatch], jax.Array]:
-    """Returns the compiled backbone.
+    """Returns the compiled frozen part.
 
     Args:
-      model: the whole network.
+      fixed: the layers that make features.
       preprocessing: what its weights expect.
       shardings: where parameters and batches lie.
       dtype: in which features are kept.
@@ -162,12 +198,11 @@ def make_features_step(
       (params, batch of images) → features (n, m), padding included; the same on every
       process.
     """
-    backbone, _ = split_at_features(model)
 
     def features(params: Params, batch: DeviceBatch) -> jax.Array:
         images = preprocessing(_images(batch, None))
-        values, _ = backbone.apply({"params": params}, images)
-        return values.astype(dtype)
+        values, _ = fixed.apply({"params": params}, images)
+        return jax.lax.collapse(values, 1).astype(dtype)
 
     one, split = shardings.replicated, shardings.batch
     return jax.jit(features, in_shardings=(one, split), out_shardings=one)
@@ -178,6 +213,8 @@ def mean_loss(
     label: jax.Array,
     valid: jax.Array,
     per_class: jax.Array | np.ndarray,
+    *,
+    smoothing: float = 0.0,
 ) -> tuple[jax.Array, Sums]:
     """Returns the cross-entropy of a batch.
 
@@ -186,12 +223,17 @@ def mean_loss(
       label: (n,) int32.
       valid: (n,) float32, 1 for an image and 0 for padding.
       per_class: (2,) float32, weights of the classes.
+      smoothing: share of the target that both classes have alike (Szegedy et al.,
+        "Rethinking the Inception Architecture for Computer Vision", section 7).
 
     Returns:
       The mean over the images that there are, as in Keras: weights do not enter the
       divisor, and an epoch's last batch may be short; and the sums over them.
     """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    if smoothing:
+        even = -jnp.mean(jax.nn.log_softmax(logits), -1)
+        losses = (1 - smoothing) * losses + smoothing * even
     sums = Sums(
         loss=jnp.sum(losses * per_class[label] * valid),
         correct=jnp.sum((jnp.argmax(logits, -1) == label) * valid),
@@ -205,6 +247,8 @@ def update(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     mask: Mask,
+    *,
+    ema: float = 0.0,
 ) -> tuple[TrainState, jax.Array]:
     """Returns the state after one step down the gradient, and the batch's mean loss.
 
@@ -213,6 +257,8 @@ def update(
       objective: parameters → mean loss of the batch, and its sums.
       optimizer: masked.
       mask: which parameters are trained; the others keep their bits.
+      ema: share of the old in their running mean, less at first, so that the mean of a
+        few steps is one of these, and not of where training began.
     """
 
     def loss(params: Params) -> tuple[jax.Array, Sums]:
@@ -233,10 +279,17 @@ def update(
         updates,
         mask,
     )
+    average = state.average
+    if average is not None:
+        old = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        average = jax.tree.map(
+            lambda mean, p: old * mean + (1 - old) * p, average, trainable(params, mask)
+        )
     new = state.replace(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
+        average=average,
         sums=state.sums + sums,
     )
     return new, mean

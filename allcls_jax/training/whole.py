@@ -65,13 +65,25 @@ class Whole:
 
     def conclude(self, state: TrainState) -> tuple[TrainState, tuple[Sums, Sums]]:
         """Validates, notes the best, and begins the sums anew."""
-        sums, _ = self.evaluate(state.params, self.validation)
+        sums, _ = self.evaluate(state.used(), self.validation)
         return self.steps.conclude(state, sums)
 
     def evaluate(
-        self, params: Params, rows: np.ndarray, advance: Advance | None = None
+        self,
+        params: Params,
+        rows: np.ndarray,
+        advance: Advance | None = None,
+        *,
+        final: bool = False,
     ) -> tuple[Sums, dict[int, float]]:
-        """As the function `evaluate`, of rows (n,) int64, each once."""
+        """As the function `evaluate`, of rows (n,) int64, each once.
+
+        Args:
+          params: as of the function.
+          rows: of the table.
+          advance: as of the function.
+          final: whether to look at all views of an image, if there are several.
+        """
         batches = pipeline.evaluation_batches(
             self.images,
             self.table,
@@ -81,7 +93,7 @@ class Whole:
         )
         return evaluate(
             params,
-            self.steps.eval,
+            self.steps.test if final else self.steps.eval,
             self.shardings,
             batches,
             resident=self.resident,

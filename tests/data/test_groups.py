@@ -247,3 +247,12 @@ def test_the_real_cells_share_files_across_patients_and_folds(cnmc_table):
     assert across == 2 * 94
     assert 60 < len(np.unique(groups.group)) <= 66
     assert name_of(table, groups, "20") == "20+21"
+
+
+def test_a_list_may_name_patients_who_are_left_out(tmp_path):
+    table = small()
+    path = write(tmp_path, [["1", "gone", "2"]])
+    with pytest.raises(InputError, match="gone"):
+        find_groups(table, path)
+    groups = find_groups(table, path, absent=["gone"])
+    assert name_of(table, groups, "2") == "1+2"

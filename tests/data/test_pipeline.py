@@ -6,12 +6,18 @@ import pickle
 import numpy as np
 import pytest
 
-from allcls_jax.config import DataConfig, SyntheticConfig
+from allcls_jax.config import DataConfig, Sampling, SyntheticConfig, TrainConfig
 from allcls_jax.data import pipeline, transforms
 from allcls_jax.data.cells import ALL, CellTable
 from allcls_jax.data.copies import TurnedCopies, balance, turn
 from allcls_jax.data.packing import PackedCells
-from allcls_jax.data.pipeline import Batch, Order, PackedImages, Reading
+from allcls_jax.data.pipeline import (
+    Batch,
+    Order,
+    PackedImages,
+    Reading,
+    sampling_chances,
+)
 from allcls_jax.data.prepare import open_cells
 
 
@@ -260,3 +266,32 @@ def test_views_can_be_asked_for_one_by_one(cells):
     ]
     assert rows_of(batches) == [[3, 3], [9, -1]]
     assert [batch["view"].tolist() for batch in batches] == [[0, 5], [2, 0]]
+
+
+def test_balanced_sampling_shows_classes_and_patients_as_often():
+    label = np.array([1] * 60 + [0] * 20)
+    patient = np.array(["1"] * 50 + ["2"] * 10 + ["H1"] * 4 + ["H2"] * 16)
+    assert sampling_chances(TrainConfig(), label, patient) is None
+
+    def shown(sampling: Sampling) -> dict[str, float]:
+        chances = sampling_chances(TrainConfig(sampling=sampling), label, patient)
+        assert chances is not None
+        np.testing.assert_allclose(chances.sum(), 1)
+        order = Order(np.arange(80), 3, chances=chances)
+        epochs = [order.epoch(number)[0] for number in range(200)]
+        assert all(len(rows) == 80 for rows in epochs)
+        whose = patient[np.concatenate(epochs)]
+        return {one: np.mean(whose == one).item() for one in ("1", "2", "H1", "H2")}
+
+    by_class = {"1": 5 / 12, "2": 1 / 12, "H1": 0.1, "H2": 0.4}
+    assert shown(Sampling.CLASSES) == pytest.approx(by_class, abs=0.015)
+    even = dict.fromkeys(by_class, 0.25)
+    assert shown(Sampling.PATIENTS) == pytest.approx(even, abs=0.015)
+
+
+def test_a_balanced_order_is_the_same_again():
+    chances = np.full(10, 0.1)
+    one, other = (Order(np.arange(10), 7, chances=chances) for _ in range(2))
+    rows = one.epoch(2)[0]
+    np.testing.assert_array_equal(rows, other.epoch(2)[0])
+    assert len(np.unique(rows)) < 10

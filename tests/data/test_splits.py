@@ -674,10 +674,9 @@ def test_a_twin_that_groups_forgot_is_noticed(monkeypatch):
     first = np.unique(table.patient, return_index=True)[1]
     table.sha256[first] = digest("one")
 
-    def forgetful(table, path, copies):
-        return dataclasses.replace(
-            find_groups(table, path, copies=copies), group=table.patient
-        )
+    def forgetful(table, path, **others):
+        found = find_groups(table, path, **others)
+        return dataclasses.replace(found, group=table.patient)
 
     monkeypatch.setattr(splits, "find_groups", forgetful)
     with pytest.raises(AssertionError, match="a twin in both train and test"):

@@ -503,7 +503,7 @@ def test_other_images_of_training_patients_leak_too(folder, tmp_path):
 def test_a_mistake_leaves_no_workdir_behind(folder, tmp_path):
     workdir = tmp_path / "run"
     flags = (*command.TINY, f"--workdir={workdir}")
-    result = command.run(folder, *flags, "--config.optim.trainable=(('.*', True),)")
+    result = command.run(folder, *flags, "--config.optim.trainable=(('.*', False),)")
     assert result.returncode == 2
     assert not workdir.exists()
     assert command.run(folder, *flags).returncode == 0

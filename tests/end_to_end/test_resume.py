@@ -30,8 +30,25 @@ FLAGS = (
     "--config.train.checkpoint_seconds=0",
 )
 
-# The whole network in each step, on images that are read from disk.
-WHOLE = ("--config.train.cache_features=false", "--config.train.keep=disk")
+# The whole network in each step, on images that are read from disk, with all that
+# fine-tuning has: what is drawn, scheduled and averaged must go on where it stopped.
+WHOLE = (
+    "--config.train.keep=disk",
+    "--config.optim.trainable="
+    '(("block[12].*", False), ("block.*", 0.1), ("dense.*", True))',
+    "--config.optim.name=adamw",
+    "--config.optim.weight_decay=0.01",
+    "--config.optim.clip_norm=1.0",
+    "--config.optim.schedule=cosine",
+    "--config.optim.warmup=1.5",
+    "--config.optim.ema=0.9",
+    "--config.train.label_smoothing=0.1",
+    "--config.train.sampling=patients",
+    f"--config.train.patience={EPOCHS}",
+    "--config.augment.dihedral=true",
+    "--config.augment.rotation=180",
+    "--config.augment.stain=0.2",
+)
 
 
 def flags(workdir: Path, workers: int) -> tuple[str, ...]:
@@ -357,7 +374,12 @@ def test_a_checkpoint_within_the_first_epoch_is_not_evaluated(tmp_path):
     params = {"dense": {"kernel": jax.numpy.ones(3)}}
     best = Best(params=params, loss=jax.numpy.full((), jax.numpy.inf), step=number)
     state = TrainState(
-        step=number, params=params, opt_state=(), sums=zero_sums(), best=best
+        step=number,
+        params=params,
+        opt_state=(),
+        average=None,
+        sums=zero_sums(),
+        best=best,
     )
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(InputError, match="no checkpoint"):

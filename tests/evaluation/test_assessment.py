@@ -33,6 +33,7 @@ SECTIONS = {
     "spread": dict,
     "patients": list,
     "subgroups": list,
+    "within_area": dict,
     "mistakes": list,
 }
 

@@ -102,3 +102,28 @@ def test_the_table_has_spread_and_members_beside_the_predictions():
         assert float(row["probability"]) == mean
         assert float(row["spread"]) == spread
         assert row["members"] == str(SEEDS)
+
+
+def test_all_runs_on_the_same_images_are_an_ensemble():
+    """Folds, seeds and repeats alike; validation images are no part of it."""
+    one = run(0, 0, 0, validated=(1,))
+    names = [(repeat, fold, 0) for repeat in range(2) for fold in range(FOLDS)]
+    parts = [
+        dataclasses.replace(
+            one,
+            probability=np.random.default_rng(i).uniform(size=len(one)),
+            repeat=np.full(len(one), repeat),
+            test_fold=np.full(len(one), fold),
+            seed=np.full(len(one), seed),
+        )
+        for i, (repeat, fold, seed) in enumerate(names)
+    ]
+    found = ensemble.of_runs(concatenate(parts))
+    assert found is not None
+    assert found.members == 2 * FOLDS
+    assert np.array_equal(np.unique(found.mean.split), ["test"])
+    values = np.array([part.of("test").probability for part in parts])
+    order = np.argsort(one.of("test").image_id)
+    np.testing.assert_allclose(found.mean.probability, values.mean(0)[order])
+    np.testing.assert_allclose(found.spread, values.std(0, ddof=1)[order])
+    assert ensemble.of_runs(one) is None

@@ -225,3 +225,18 @@ def test_join_takes_the_rows_of_each_split_in_order():
             test_fold=0,
             seed=0,
         )
+
+
+def test_runs_that_test_the_same_images_are_passes_of_their_own():
+    """As all folds' networks on other cells do; a part of them is a contradiction."""
+    table = rows([1, 0] * 2, [0.9, 0.4, 0.2, 0.6], patient=["a", "b"] * 2)
+    twice = dataclasses.replace(
+        table,
+        image_id=np.array(["i", "j"] * 2),
+        test_fold=np.array([0, 0, 1, 1]),
+    )
+    twice.check()
+    found = [part.probability.tolist() for _, part in twice.passes()]
+    assert found == [[0.9, 0.4], [0.2, 0.6]]
+    with pytest.raises(InputError, match="tested more than once"):
+        twice.take([0, 1, 2]).check()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax.config import HeadKind, ModelName
-from allcls_jax.models import vgg
+from allcls_jax.models import parts, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import CAFFE
 
@@ -30,7 +30,7 @@ def test_the_temperature_divides_the_log_odds_of_all():
 
 
 def test_without_dropout_training_changes_no_output():
-    plain = vgg.without_dropout(MODEL)
+    plain = parts.without_dropout(MODEL)
     expected, _ = MODEL.apply({"params": PARAMS}, CAFFE(IMAGES))
     found, _ = plain.apply({"params": PARAMS}, CAFFE(IMAGES), train=True)
     np.testing.assert_allclose(found, expected, atol=1e-5)

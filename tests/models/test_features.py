@@ -10,20 +10,20 @@ import pytest
 
 from allcls_jax.config import HeadKind, ModelName
 from allcls_jax.errors import InputError
-from allcls_jax.models import features, vgg
+from allcls_jax.models import features, parts, vgg
 from allcls_jax.models.preprocessing import CAFFE, TORCH
 
 SIZE = 32
 LAYERS = vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.FLATTEN, 0.5)
 MODEL = vgg.VGG(LAYERS)
-BACKBONE, HEAD = vgg.split_at_features(MODEL)
+BACKBONE, HEAD = parts.split_at_features(MODEL)
 PARAMS = vgg.init_params(vgg.param_shapes(MODEL, SIZE), seed=0)
 WIDTH = 16
 
 
 def open_store(folder: Path, **changes) -> features.FeatureStore:
     arguments = {
-        "backbone": BACKBONE,
+        "fixed": BACKBONE,
         "params": PARAMS,
         "preprocessing": CAFFE,
         "image_size": SIZE,
@@ -98,12 +98,13 @@ def test_two_runs_add_to_one_store(tmp_path):
     "changes",
     [
         {"preprocessing": TORCH},
+        {"preprocessing": dataclasses.replace(CAFFE, normalise_stain=True)},
         {"params": vgg.init_params(vgg.param_shapes(MODEL, SIZE), seed=1)},
-        {"backbone": dataclasses.replace(BACKBONE, dtype=jnp.bfloat16)},
+        {"fixed": dataclasses.replace(BACKBONE, dtype=jnp.bfloat16)},
         {"image_size": 64},
         {"source": (SIZE, 300)},
     ],
-    ids=["preprocessing", "weights", "dtype", "size", "crop"],
+    ids=["preprocessing", "stain", "weights", "dtype", "size", "crop"],
 )
 def test_what_features_depend_on_is_in_their_key(tmp_path, changes):
     keep(open_store(tmp_path), keys(14), values(14))
@@ -119,15 +120,15 @@ def test_the_head_is_not_in_the_key(tmp_path):
 
 def test_features_are_kept_in_the_type_they_are_computed_in(tmp_path):
     half = dataclasses.replace(BACKBONE, dtype=jnp.bfloat16)
-    store = open_store(tmp_path, backbone=half)
+    store = open_store(tmp_path, fixed=half)
     exact = values(3).astype(jnp.bfloat16)
     keep(store, keys(3), exact)
     assert np.array_equal(store.read(keys(3)), exact)
     assert next(tmp_path.rglob("values")).stat().st_size == 3 * WIDTH * 2
     # A mean over places has more digits than what it is taken of.
     pooled = vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.GAP, 0.5)
-    stack, _ = vgg.split_at_features(vgg.VGG(pooled, dtype=jnp.bfloat16))
-    assert open_store(tmp_path, backbone=stack).dtype == np.float32
+    stack, _ = parts.split_at_features(vgg.VGG(pooled, dtype=jnp.bfloat16))
+    assert open_store(tmp_path, fixed=stack).dtype == np.float32
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "flipped", "no index", "bad index"])

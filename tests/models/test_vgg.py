@@ -1,5 +1,7 @@
 """The VGG table: golden counts, the paper's layers, numbers against plain NumPy."""
 
+import dataclasses
+import json
 from functools import partial
 
 import jax
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 
 from allcls_jax.config import HeadKind, ModelName
-from allcls_jax.models import vgg
+from allcls_jax.data import stain
+from allcls_jax.models import parts, vgg
 from allcls_jax.models.preprocessing import (
     CAFFE,
     TORCH,
@@ -200,7 +203,7 @@ def test_dropout_scales_the_gradient_of_what_stays():
 def test_a_head_alone_drops_what_it_drops_in_the_whole_network():
     layers = vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.FLATTEN, 0.5)
     model = vgg.VGG(layers)
-    backbone, alone = vgg.split_at_features(model)
+    backbone, alone = parts.split_at_features(model)
     params = random_params(layers, 32)
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     features, _ = backbone.apply({"params": params}, images)
@@ -231,7 +234,10 @@ def test_bfloat16_computes_the_stack_and_leaves_the_head_in_float32():
     assert not np.array_equal(half, exact)
 
 
-@pytest.mark.parametrize("preprocessing", [CAFFE, TORCH])
+NORMALISED = dataclasses.replace(CAFFE, normalise_stain=True)
+
+
+@pytest.mark.parametrize("preprocessing", [CAFFE, TORCH, NORMALISED])
 def test_preprocessing_survives_its_file_form(preprocessing):
     assert preprocessing_from_json(preprocessing.to_json()) == preprocessing
 
@@ -249,7 +255,29 @@ def test_preprocessing_values():
     np.testing.assert_allclose(TORCH(images)[0, 0, 0], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"channel_order": "gbr"}', "[1]"])
+def test_preprocessing_of_a_file_without_stain_normalisation_has_none():
+    fields = json.loads(NORMALISED.to_json())
+    assert fields.pop("normalise_stain") is True
+    assert preprocessing_from_json(json.dumps(fields)) == CAFFE
+
+
+def test_cells_are_normalised_before_channels_are_reordered():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    expected = CAFFE(stain.normalise(images))
+    assert np.array_equal(NORMALISED(images), expected)
+    assert not np.allclose(NORMALISED(images), CAFFE(images), atol=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '{"channel_order": "gbr"}',
+        "[1]",
+        CAFFE.to_json().replace("false", '"yes"'),
+    ],
+)
 def test_preprocessing_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="preprocessing"):
         preprocessing_from_json(text)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from allcls_jax.config import HeadKind, ModelName
+from allcls_jax.data import stain
 from allcls_jax.errors import InputError
 from allcls_jax.models import blocks, vgg
 from allcls_jax.models.classifier import Classifier
@@ -52,9 +53,16 @@ def classifier(
 
 
 def forward(
-    network: Classifier, x: np.ndarray, layers: tuple[vgg.Layer, ...] | None = None
+    network: Classifier,
+    x: np.ndarray,
+    layers: tuple[vgg.Layer, ...] | None = None,
+    pooled: dict[str, np.ndarray] | None = None,
 ) -> np.ndarray:
-    """The layers in float64, written out with NumPy."""
+    """The layers in float64, written out with NumPy.
+
+    Outputs of poolings are added to `pooled`, which has those of the layers before.
+    """
+    pooled = {} if pooled is None else pooled
     for layer in network.model.layers if layers is None else layers:
         own = network.params.get(layer.name, {})
         kernel, bias = (np.asarray(own.get(k, 0), float) for k in ("kernel", "bias"))
@@ -70,6 +78,12 @@ def forward(
             case vgg.MaxPool():
                 n, h, w, c = x.shape
                 x = x.reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+                pooled[layer.name] = x
+            case vgg.BlockAverages(_, poolings):
+                # Before a block all pictures are the same one.
+                means = [pooled[name].mean((1, 2)) for name in poolings]
+                means = [np.broadcast_to(m, (len(x), m.shape[1])) for m in means]
+                x = np.log1p(np.concatenate(means, 1))
             case vgg.Flatten():
                 x = x.reshape(len(x), -1)
             case vgg.GlobalAveragePool():
@@ -87,9 +101,12 @@ def preprocessed(network: Classifier, images: np.ndarray) -> np.ndarray:
 
 
 def log_odds(
-    network: Classifier, x: np.ndarray, layers: tuple[vgg.Layer, ...] | None = None
+    network: Classifier,
+    x: np.ndarray,
+    layers: tuple[vgg.Layer, ...] | None = None,
+    pooled: dict[str, np.ndarray] | None = None,
 ) -> np.ndarray:
-    logits = forward(network, x, layers)
+    logits = forward(network, x, layers, dict(pooled or {}))
     return (logits[:, 1] - logits[:, 0]) / TEMPERATURE
 
 
@@ -106,17 +123,21 @@ def activations_and_slopes(
     layers = network.model.layers
     names = [layer.name for layer in layers]
     cut = names.index(f"block{block}_pool")
-    values = forward(network, preprocessed(network, image[None]), layers[:cut])[0]
-    return values, slopes(lambda x: log_odds(network, x, layers[cut:]), values)
+    pooled: dict[str, np.ndarray] = {}
+    inputs = preprocessed(network, image[None])
+    values = forward(network, inputs, layers[:cut], pooled)[0]
+    return values, slopes(lambda x: log_odds(network, x, layers[cut:], pooled), values)
 
 
-def without_ties(block: int) -> tuple[Classifier, np.ndarray]:
+def without_ties(
+    block: int, head: HeadKind = HeadKind.FLATTEN
+) -> tuple[Classifier, np.ndarray]:
     """A network and a picture at which the log odds have one slope for each activation.
 
     Two equal activations under one pooling have many; on black, and where ReLU gives 0,
     they are the rule.
     """
-    network = classifier()
+    network = classifier(*vgg.conv_stack(ModelName.TINY), *vgg.head(head, 0.0))
     for name, arrays in network.params.items():
         if name.startswith(f"block{block}_"):
             arrays["bias"] += 10
@@ -136,9 +157,17 @@ def signs(*values: int) -> np.ndarray:
     return np.array(values, float)
 
 
-@pytest.mark.parametrize("block", [3, 4, 5])
-def test_gradcam_is_that_of_finite_differences(block):
-    network, image = without_ties(block)
+@pytest.mark.parametrize(
+    ("block", "head"),
+    [
+        (3, HeadKind.FLATTEN),
+        (4, HeadKind.FLATTEN),
+        (5, HeadKind.FLATTEN),
+        (4, HeadKind.BLOCKS),
+    ],
+)
+def test_gradcam_is_that_of_finite_differences(block, head):
+    network, image = without_ties(block, head)
     maps = attribute(
         network, np.stack([image] * 2), signs(1, -1), Settings(block=block)
     )
@@ -211,6 +240,23 @@ def test_integrated_gradients_of_a_linear_network_are_weight_times_value():
     assert maps.black is not None
     np.testing.assert_allclose(
         maps.values.sum((1, 2)), (maps.log_odds - maps.black) * [1, -1], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("method", Method)
+def test_normalised_cells_are_explained_as_the_network_sees_them(method: Method):
+    stained = dataclasses.replace(CAFFE, normalise_stain=True)
+    network, images = classifier(preprocessing=stained), cells(2)
+    settings = Settings(method=method)
+    maps = attribute(network, images, signs(1, -1), settings)
+    seen = np.asarray(stain.normalise(images))
+    plain = dataclasses.replace(network, preprocessing=CAFFE)
+    expected = attribute(plain, seen, signs(1, -1), settings)
+    np.testing.assert_array_equal(maps.values, expected.values)
+    own = network.log_odds(network.logits(images))
+    np.testing.assert_allclose(maps.log_odds, own, atol=1e-4)
+    np.testing.assert_array_equal(
+        attribution.log_odds_of(network, images), attribution.log_odds_of(plain, seen)
     )
 
 

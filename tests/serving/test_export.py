@@ -19,6 +19,7 @@ import safetensors
 
 from allcls_jax import DISCLAIMER
 from allcls_jax.config import HeadKind, ModelName
+from allcls_jax.data import stain
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.model_directory import CheckCells
 from allcls_jax.models import convert, vgg
@@ -42,6 +43,7 @@ SIZES = (3, 17)  # besides those of the check
 TOLERANCE = 5e-6
 
 UNLIKE = Preprocessing("rgb", (90.0, 100.5, 110.0), (0.01, 0.02, 0.03))
+STAINED = dataclasses.replace(CAFFE, normalise_stain=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,8 +82,12 @@ def reference(
     """The model in numpy, in float64, from the table of layers."""
     preprocessing = classifier.preprocessing
     order = (2, 1, 0) if preprocessing.channel_order == "bgr" else (0, 1, 2)
-    x: Any = images[..., order].astype(np.float64)
+    x: Any = images.astype(np.float64)
+    if preprocessing.normalise_stain:
+        x = standard_cells(x)
+    x = x[..., order]
     x = (x - np.array(preprocessing.mean)) * np.array(preprocessing.scale)
+    averages = []
     for layer in classifier.model.layers:
         arrays = {
             name: np.asarray(array, np.float64)
@@ -100,6 +106,9 @@ def reference(
             case vgg.MaxPool():
                 n, height, width, channels = x.shape
                 x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+                averages.append(x.mean((1, 2)))
+            case vgg.BlockAverages():
+                x = np.log1p(np.concatenate(averages, 1))
             case vgg.Flatten():
                 x = x.reshape(len(x), -1)
             case vgg.GlobalAveragePool():
@@ -109,6 +118,19 @@ def reference(
                 x = np.maximum(x, 0) if relu else x
     difference = x[:, 1] - x[:, 0]
     return x, 1 / (1 + np.exp(-difference / classifier.temperature))
+
+
+def standard_cells(images: np.ndarray) -> np.ndarray:
+    """`stain.normalise` in float64, a picture and a channel at a time."""
+    result = np.zeros_like(images)
+    for image, normalised in zip(images, result, strict=True):
+        cell = image.any(-1)
+        for channel in range(3) if cell.any() else ():
+            density = -np.log(np.maximum(image[..., channel][cell], 1) / 255)
+            wanted, wide = np.array(stain.STANDARD)[:, channel]
+            density = (density - density.mean()) / density.std() * wide + wanted
+            normalised[cell, channel] = 255 * np.exp(-np.maximum(density, 0))
+    return result
 
 
 def draw(count: int, side: int) -> np.ndarray:
@@ -207,6 +229,8 @@ def test_a_file_computes_what_the_model_does_at_any_batch_size(
         (HeadKind.FLATTEN, UNLIKE, jnp.float32),
         # What ran in bfloat16 is exported in float32.
         (HeadKind.GAP, TORCH, jnp.bfloat16),
+        (HeadKind.FLATTEN, STAINED, jnp.float32),
+        (HeadKind.BLOCKS, CAFFE, jnp.float32),
     ],
 )
 def test_other_heads_sizes_types_and_preprocessing_come_along(
@@ -221,6 +245,25 @@ def test_other_heads_sizes_types_and_preprocessing_come_along(
     found = export(model, name, out(tmp_path, name))
     for difference in found["check"]["platforms"]["cpu"].values():
         assert difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_cells_are_normalised_in_the_file_and_black_stays_black(
+    name: str, tiny_model: Model, tmp_path: Path
+) -> None:
+    model = another(tiny_model, preprocessing=STAINED)
+    images = draw(4, 64)
+    images[:3, :20] = 0
+    images[1] //= 3
+    images[2] = 0
+    logits, probability = reference(model.classifier, images)
+    path = out(tmp_path, name)
+    FORMATS[name].write(model, path)
+    theirs = RUNNERS[name](path, images)
+    np.testing.assert_allclose(theirs[0], logits, atol=1e-4)
+    np.testing.assert_allclose(theirs[1], probability, atol=1e-4)
+    plain = dataclasses.replace(model.classifier, preprocessing=CAFFE)
+    assert np.abs(reference(plain, images)[0] - logits)[[0, 1, 3]].min() > 1e-2
 
 
 # What lies beside, and inside

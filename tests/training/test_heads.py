@@ -17,13 +17,15 @@ from allcls_jax.config import (
     OptimConfig,
     OptimizerName,
     Place,
+    Schedule,
     SyntheticConfig,
+    TrainConfig,
 )
 from allcls_jax.data import pipeline
 from allcls_jax.data.packing import PackedCells
 from allcls_jax.data.pipeline import Order, PackedImages, Reading
 from allcls_jax.data.prepare import open_cells
-from allcls_jax.models import vgg
+from allcls_jax.models import parts
 from allcls_jax.models.preprocessing import CAFFE
 from allcls_jax.training import feed as feeds
 from allcls_jax.training import heads, inputs, network, optim, sharding, state, steps
@@ -33,6 +35,18 @@ SIZE, BATCH = 32, 8
 ROWS = np.arange(40)
 VALIDATION = np.arange(40, 51)
 ADAMW = OptimConfig(name=OptimizerName.ADAMW, weight_decay=0.1, clip_norm=1.0)
+SCHEDULED = dataclasses.replace(
+    ADAMW,
+    schedule=Schedule.COSINE,
+    warmup=0.5,
+    ema=0.8,
+    trainable=((r"block.*", False), (r"dense_2/.*", 0.3), (r"dense_3/.*", True)),
+)
+# Two convolutions, of which one is frozen, and kept features of block 3.
+BLOCKS = dataclasses.replace(
+    SCHEDULED,
+    trainable=((r"block[1235].*", False), (r"block4.*", 0.3), (r"dense.*", True)),
+)
 
 
 @dataclasses.dataclass
@@ -46,7 +60,9 @@ class Given:
     config: Config
 
 
-def give(folder: Path, *, dihedral: bool = False, optimizer=ADAMW) -> Given:
+def give(
+    folder: Path, *, dihedral: bool = False, optimizer=ADAMW, smoothing=0.0
+) -> Given:
     config = Config(
         cache_dir=str(folder),
         data=DataConfig(
@@ -57,6 +73,7 @@ def give(folder: Path, *, dihedral: bool = False, optimizer=ADAMW) -> Given:
     )
     config.model.name, config.model.weights = ModelName.TINY, "random"
     config.augment.dihedral = dihedral
+    config.train.label_smoothing = smoothing
     cells = open_cells(config.data, pack_size=SIZE, cache_dir=folder)
     built = network.build(config, cells.source, cache_dir=folder)
     images = PackedImages(cells, None, SIZE)
@@ -71,7 +88,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
 
 
 def head(given: Given, **changes) -> heads.Head:
-    params = given.network.head_params(0)
+    params = given.network.learning_params(0)
     plain = heads.Head(
         order=Order(ROWS, 0, dihedral=given.config.augment.dihedral),
         validation=VALIDATION,
@@ -95,7 +112,9 @@ def train(
         chosen,
         given.features,
         given.cells.table,
-        batch_size=BATCH,
+        train=dataclasses.replace(
+            given.config.train, batch_size=BATCH, num_epochs=epochs
+        ),
         place=place,
     )
     now, sums = found.begin(), []
@@ -121,23 +140,34 @@ def assert_same(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
         assert distance <= tolerance * np.linalg.norm(array), name
 
 
-@pytest.mark.parametrize("dihedral", [False, True], ids=["plain", "views"])
-def test_the_whole_network_with_masked_updates_gives_the_same_head(tmp_path, dihedral):
-    given = give(tmp_path, dihedral=dihedral)
+@pytest.mark.parametrize(
+    ("optimizer", "dihedral", "smoothing"),
+    [
+        (ADAMW, False, 0.0),
+        (ADAMW, True, 0.0),
+        (SCHEDULED, False, 0.2),
+        (BLOCKS, True, 0.2),
+    ],
+    ids=["plain", "views", "scheduled", "blocks"],
+)
+def test_the_whole_network_with_masked_updates_gives_the_same_head(
+    tmp_path, optimizer, dihedral, smoothing
+):
+    given = give(tmp_path, dihedral=dihedral, optimizer=optimizer, smoothing=smoothing)
     built, config = given.network, given.config
     weights = (0.7, 1.6)
     _, now, sums = train(given, head(given, class_weights=weights))
 
-    optimizer = optim.make_optimizer(
-        config.optim, built.mask, learning_rate=1e-3, weight_decay=0.1
-    )
+    recipe = dataclasses.replace(config.optim, learning_rate=1e-3)
+    optimizer = optim.make_optimizer(recipe, built.shares)
     compiled = steps.make_steps(
         built.model,
         built.preprocessing,
-        optimizer,
-        built.mask,
+        recipe,
+        built.shares,
         built.shardings,
         augment=config.augment,
+        train=config.train,
     )
     reading = Reading(batch_size=BATCH)
     direct = wholes.Whole(
@@ -148,12 +178,17 @@ def test_the_whole_network_with_masked_updates_gives_the_same_head(tmp_path, dih
         table=given.cells.table,
         order=Order(ROWS, 0, dihedral=dihedral),
         validation=VALIDATION,
-        settings=steps.RunSettings(np.uint32(0), np.array(weights, np.float32)),
+        settings=steps.RunSettings(
+            np.uint32(0),
+            np.array(weights, np.float32),
+            np.float32(5),
+            np.float32(15),
+        ),
         training=reading,
         evaluating=reading,
     )
     params = jax.tree.map(jnp.copy, built.params)
-    other = state.create(params, optimizer, built.mask)
+    other = state.create(params, optimizer, built.mask, averaged=bool(recipe.ema))
     batches = direct.batches(0)
     for epoch in range(3):
         for _ in range(5):
@@ -164,8 +199,10 @@ def test_the_whole_network_with_masked_updates_gives_the_same_head(tmp_path, dih
             assert float(found.correct) == float(expected.correct)
             loss = float(expected.loss / expected.count)
             np.testing.assert_allclose(float(found.loss / found.count), loss, rtol=1e-5)
-    assert_same(now.params, optim.trainable(other.params, built.mask))
+    moved = optim.trainable(other.params, built.mask)
+    assert_same(optim.trainable(now.params, built.mask), moved)
     assert_same(now.best.params, other.best.params)
+    assert_same(now.average, other.average)
     moments = [leaf for leaf in jax.tree.leaves(other.opt_state) if leaf.ndim]
     found = [leaf for leaf in jax.tree.leaves(now.opt_state) if leaf.ndim]
     for one, two in zip(found, moments, strict=True):
@@ -175,7 +212,7 @@ def test_the_whole_network_with_masked_updates_gives_the_same_head(tmp_path, dih
 
 def variants(given: Given) -> list[heads.Head]:
     """Heads that differ in seed, images, settings and beginning."""
-    params = given.network.head_params(0)
+    params = given.network.learning_params(0)
     moved = jax.tree.map(lambda a: a * 0.9, params)
     return [
         head(given),
@@ -274,6 +311,26 @@ def test_every_optimizer_takes_each_heads_own_rate(tmp_path, kind):
         assert_same(together.of_head(now.params, i), expected.params)
 
 
+def test_a_head_that_finds_nothing_better_stops_and_the_others_go_on(given):
+    """A rate beyond reason makes the validation loss rise soon."""
+    patient = dataclasses.replace(
+        given, config=dataclasses.replace(given.config, train=TrainConfig(patience=2))
+    )
+    wild = head(given, learning_rate=0.3)
+    calm = head(given, learning_rate=1e-4, dropout=0.0, validation=ROWS)
+    many, now, _ = train(patient, wild, calm, epochs=8)
+    steps_done, best = np.asarray(now.step), np.asarray(now.best.step)
+    assert steps_done[0] == best[0] + 2 * 5 < 40
+    assert steps_done[1] == 40
+    assert many.running(now) == [False, True]
+    # As if it had been told to stop there, and as it was without the other one.
+    _, expected, _ = train(given, wild, epochs=int(steps_done[0]) // 5)
+    assert_same(many.of_head(now, 0), expected)
+    alone, one, _ = train(patient, wild, epochs=8)
+    assert_same(one, expected)
+    assert alone.running(one) == [False]
+
+
 def test_a_part_of_the_head_can_be_frozen(tmp_path):
     rules = ((r"block.*", False), (r"dense_2/.*", False), (r"dense_3/.*", True))
     given = give(tmp_path, optimizer=OptimConfig(trainable=rules))
@@ -292,7 +349,7 @@ def test_copies_and_identical_images_are_computed_once(tmp_path):
     keys = given.features.keys(rows, np.zeros(60, np.int32))
     assert not len(kept.missing(keys))
     expected = given.network
-    backbone, _ = vgg.split_at_features(expected.model)
+    backbone, _ = parts.split_at_features(expected.model)
     images = np.stack([given.images[int(row)] for row in rows[:4]])
     values, _ = backbone.apply({"params": expected.params}, CAFFE(images))
     np.testing.assert_allclose(

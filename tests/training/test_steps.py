@@ -15,6 +15,7 @@ from allcls_jax.config import (
     ModelName,
     OptimConfig,
     OptimizerName,
+    TrainConfig,
 )
 from allcls_jax.data import copies
 from allcls_jax.errors import InputError
@@ -24,6 +25,7 @@ from allcls_jax.training import optim, sharding, state, steps
 from allcls_jax.training.steps import RunSettings
 
 RULES = OptimConfig().trainable
+STEPS, EPOCHS = 10, 3  # of a run
 
 
 @dataclasses.dataclass
@@ -46,25 +48,33 @@ def build(
     abstract=False,
     dtype=jnp.float32,
     augment=None,
+    smoothing=0.0,
 ):
     config = config or OptimConfig()
     layers = vgg.conv_stack(name) + vgg.head(HeadKind.FLATTEN, dropout)
     model = vgg.VGG(layers, dtype=dtype)
     shapes = vgg.param_shapes(model, size)
     params = shapes if abstract else vgg.init_params(shapes, seed=7)
-    mask = optim.trainable_mask(params, config.trainable)
-    optimizer = optim.make_optimizer(config, mask)
+    shares = optim.learning_rate_shares(params, config.trainable)
+    mask = optim.trainable_mask(shares)
+    optimizer = optim.make_optimizer(config, shares)
     compiled = steps.make_steps(
         model,
         CAFFE,
-        optimizer,
-        mask,
+        config,
+        shares,
         sharding.data_parallel(),
         augment=augment or AugmentConfig(),
+        train=TrainConfig(label_smoothing=smoothing),
     )
-    settings = RunSettings(np.uint32(0), np.array(class_weights, np.float32))
+    settings = RunSettings(
+        np.uint32(0),
+        np.array(class_weights, np.float32),
+        np.float32(STEPS),
+        np.float32(EPOCHS * STEPS),
+    )
     begin = (jax.eval_shape if abstract else lambda f, *a: f(*a))(
-        lambda p: state.create(p, optimizer, mask), params
+        lambda p: state.create(p, optimizer, mask, averaged=bool(config.ema)), params
     )
     return Setup(model, params, mask, compiled, settings, begin)
 
@@ -101,7 +111,7 @@ def test_the_default_trains_the_head_only():
 
 def test_the_first_rule_that_matches_decides():
     rules = ((r"block5_conv1/kernel", True), (r"block\d_.*", False), (r".*", True))
-    mask = vgg.flatten_params(optim.trainable_mask(build().params, rules))
+    mask = vgg.flatten_params(optim.learning_rate_shares(build().params, rules))
     assert mask["block5_conv1/kernel"]
     assert not mask["block5_conv1/bias"]
     assert mask["dense_3/bias"]
@@ -110,7 +120,6 @@ def test_the_first_rule_that_matches_decides():
 @pytest.mark.parametrize(
     ("rules", "named"),
     [
-        (((r".*", True),), "all parameters are trainable"),
         (((r".*", False),), "no parameter is trainable"),
         (((r"dense_\d/.*", True),), "no rule matches block1_conv1/bias"),
         (((r"block", False), (r".*", True)), "'block' decides over no parameter"),
@@ -119,7 +128,7 @@ def test_the_first_rule_that_matches_decides():
 )
 def test_rules_that_cover_badly_are_refused(rules, named):
     with pytest.raises(InputError, match=r"optim\.trainable") as error:
-        optim.trainable_mask(build().params, rules)
+        optim.learning_rate_shares(build().params, rules)
     assert named in str(error.value)
 
 
@@ -251,6 +260,52 @@ def test_class_weights_weigh_the_loss():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def test_smoothed_labels_are_a_mixture_of_both_classes():
+    """Of the training loss; validation is of labels as they are."""
+    logits = np.array([[0.5, 2.0], [-1.0, 3.0]], np.float32)
+    label, valid = np.array([1, 0]), jnp.ones(2)
+    targets = np.array([[0.1, 0.9], [0.9, 0.1]])
+    log = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    mean, _ = steps.mean_loss(
+        jnp.asarray(logits), jnp.asarray(label), valid, np.ones(2), smoothing=0.2
+    )
+    np.testing.assert_allclose(mean, -(targets * log).sum(-1).mean(), rtol=1e-6)
+    batch = make_batch()
+    plain, smooth = build(dropout=0.0), build(dropout=0.0, smoothing=0.2)
+    values = []
+    for setup in (plain, smooth):
+        own = jax.tree.map(jnp.copy, setup.state)
+        sums, _, _ = setup.steps.eval(own.params, batch, None)
+        _, loss = setup.steps.train(own, batch, None, setup.settings)
+        values.append((float(sums.loss) / 8, float(loss)))
+    assert values[0][0] == pytest.approx(values[0][1], rel=1e-5)
+    assert values[1][0] == values[0][0]
+    assert values[1][1] != pytest.approx(values[0][1], rel=1e-4)
+
+
+def test_a_running_mean_is_validated_and_kept():
+    setup = build(config=OptimConfig(ema=0.5, learning_rate=0.01), dropout=0.0)
+    now, kept = setup.state, flat(setup.state.average)
+    for step in range(4):
+        now, _ = setup.steps.train(now, make_batch(seed=step), None, setup.settings)
+        old = min(0.5, (1 + step) / (10 + step))
+        moved = flat(optim.trainable(now.params, setup.mask))
+        kept = {k: old * v + (1 - old) * moved[k] for k, v in kept.items()}
+    for name, array in flat(now.average).items():
+        np.testing.assert_allclose(array, kept[name], rtol=1e-4, atol=1e-7)
+        assert not np.allclose(array, moved[name], rtol=1e-4)
+    used = flat(now.used())
+    assert np.array_equal(used["dense_2/kernel"], flat(now.average)["dense_2/kernel"])
+    assert np.array_equal(
+        used["block1_conv1/kernel"], flat(now.params)["block1_conv1/kernel"]
+    )
+    sums, _, _ = setup.steps.eval(now.used(), make_batch(), None)
+    average = flat(now.average)
+    now, _ = setup.steps.conclude(now, sums)
+    for name, array in flat(now.best.params).items():
+        assert np.array_equal(array, average[name])
+
+
 def test_probability_is_that_of_all():
     setup = build()
     batch = make_batch()
@@ -354,7 +409,7 @@ def test_a_view_is_the_image_turned():
 
 
 def test_augmentation_is_for_training_and_new_in_each_step():
-    varied = build(dropout=0.0, augment=AugmentConfig(rotation=90.0, colour=0.5))
+    varied = build(dropout=0.0, augment=AugmentConfig(rotation=90.0, stain=0.5))
     plain = build(dropout=0.0)
     _, found, _ = varied.steps.eval(varied.params, make_batch(), None)
     _, expected, _ = plain.steps.eval(plain.params, make_batch(), None)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from allcls_jax.config import AugmentConfig, Config, OptimConfig, SplitKind
-from allcls_jax.data import copies, partition_file, pipeline, splits
+from allcls_jax.data import copies, left_out, partition_file, pipeline, splits
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.copies import Cells
 from allcls_jax.data.packing import PackedCells
@@ -20,7 +20,8 @@ from allcls_jax.data.splits import Split
 from allcls_jax.errors import list_problems
 from allcls_jax.evaluation.baselines import descriptors
 from allcls_jax.evaluation.predictions import Predictions, Run
-from allcls_jax.models.vgg import layer_table, split_at_features
+from allcls_jax.models.parts import split_at_features
+from allcls_jax.models.vgg import layer_table
 from allcls_jax.training import inputs
 from allcls_jax.training.network import Network, build
 
@@ -111,7 +112,9 @@ def pictures(
     for repeat in repeats:
         lower, table = None, cells.table
         if repeat is not None:
-            rows = splits.limit(cells.table, config.data.limit)
+            rows = left_out.read(config.data.without).rest(
+                cells.table, splits.limit(cells.table, config.data.limit)
+            )
             lower, table = copies.balance(cells, rows, repeat=repeat)
         uses = {
             run: _uses(partition, table)

@@ -120,9 +120,12 @@ def _preprocessing(folder: Folder) -> str:
     given = folder.result("preprocessing")
     order, mean = str(given["channel_order"]).upper(), given["mean"]
     scaled = set(given["scale"]) != {1.0}
+    stain = "optical density of each cell that of a standard cell; "
     return (
-        f"Background set to 0; {cut} resized to {size} × {size} pixels; channels "
-        f"{order}, less {', '.join(f'{value:.3f}' for value in mean)} grey levels"
+        f"Background set to 0; {cut} resized to {size} × {size} pixels; "
+        + (stain if given.get("normalise_stain") else "")
+        + f"channels {order}, less "
+        + f"{', '.join(f'{value:.3f}' for value in mean)} grey levels"
         + (", each scaled by its own factor" if scaled else "")
     )
 

@@ -1,8 +1,6 @@
 """Sentences about how the networks of a folder were trained, chosen and combined."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from allcls_jax.data import variations
 from allcls_jax.evaluation.report.record import CROSS_VALIDATION, Folder
 from allcls_jax.evaluation.report.tables import seeds
 
@@ -12,7 +10,7 @@ def training(folder: Folder) -> str:
     config = folder.config()
     optim, train = config["optim"], config["train"]
     trained = [pattern for pattern, moves in optim["trainable"] if moves]
-    varied = _varied(config.get("augment", {}))
+    varied = list(variations.tell(config.get("augment", {})))
     if folder.result("data").get("split") == "image_copies":
         varied.insert(0, "turned copies of the rarer class before the split")
     return (
@@ -37,6 +35,8 @@ def selection(folder: Folder) -> str:
 def ensembling(folder: Folder) -> str:
     """What networks predict together, if anything."""
     passes = folder.evaluation("counts").get("passes")
+    views = folder.results.get("views", 1)
+    of_views = f". Logits are means over {views} views of an image" * (views > 1)
     if together := folder.results.get("ensemble"):
         test = together["test"]
         told = ", ".join(
@@ -48,25 +48,11 @@ def ensembling(folder: Folder) -> str:
             f"Figures are those of single networks, averaged over {passes} passes. "
             f"Beside them, the mean of {together['members']} networks of each fold: "
             f"{told}; their probabilities of an image spread by "
-            f"{together['mean_spread']:.3f} on average (ensemble.csv)"
+            f"{together['mean_spread']:.3f} on average (ensemble.csv){of_views}"
         )
     if passes and passes > 1:
         return (
             f"No ensemble; figures are computed in each of {passes} passes and averaged"
+            + of_views
         )
-    return "No ensemble"
-
-
-def _varied(augment: Mapping[str, Any]) -> list[str]:
-    """Returns how training images are varied on the device."""
-    told = ["each showing one of 8 flips and quarter turns"] * bool(
-        augment.get("dihedral")
-    )
-    for name, words in (
-        ("rotation", "rotation by up to {:g} degrees"),
-        ("scale", "zoom by up to {:.0%}"),
-        ("colour", "brightness and stain by up to {:.0%}"),
-    ):
-        if augment.get(name):
-            told.append(words.format(augment[name]))
-    return told
+    return f"No ensemble{of_views}"

@@ -115,6 +115,7 @@ def figures(named: Named) -> Table:
         [label(name), *(with_interval(entries[letter].get(name)) for letter in named)]
         for name in names
     ]
+    rows += _with_area_held_fixed(named)
     return Table(
         caption="Figures by image, each run on its own test images",
         header=("Figure", *named),
@@ -125,6 +126,23 @@ def figures(named: Named) -> Table:
             "these; the paired comparison below uses the images they share."
         ],
     )
+
+
+def _with_area_held_fixed(named: Named) -> list[list[str]]:
+    """Returns rows of the figures; none where a run was evaluated before there were."""
+    try:
+        found = {x: run.evaluation("within_area") for x, run in named.items()}
+    except Missing:
+        return []
+    shown = {
+        "auroc": "AUROC within thirds by area",
+        "weighted_f1": "Weighted F1 within thirds by area",
+        "partial_correlation": label("partial_correlation"),
+    }
+    return [
+        [title, *(with_interval(found[x].get(name)) for x in named)]
+        for name, title in shown.items()
+    ]
 
 
 def forest(named: Named) -> Picture:

@@ -31,6 +31,9 @@ LABELS = {
     "calibration_slope": "Calibration slope",
     "calibration_intercept": "Calibration intercept",
     "log_loss": "Log loss",
+    "correlation": "Correlation of class and P(ALL)",
+    "correlation_with_area": "Correlation of class and area",
+    "partial_correlation": "Correlation of class and P(ALL), area held fixed",
 }
 
 SPLITS = {

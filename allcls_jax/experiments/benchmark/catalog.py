@@ -71,7 +71,7 @@ CATALOG: dict[str, Entry] = {
         "fine-tuning with augmentation, times a forward pass",
         _at_most(4.5),
     ),
-    "fine-tuning varied": Entry("fine-tuning with rotation, zoom and colour"),
+    "fine-tuning varied": Entry("fine-tuning with rotation, zoom and stain"),
     "fine-tuning plain": Entry("fine-tuning without augmentation"),
     "fine-tuning forward": Entry("a forward pass at the batch of fine-tuning"),
     "fine-tuning augmentation": Entry("augmentation's share of a fine-tuning step"),

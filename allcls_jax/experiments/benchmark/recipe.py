@@ -126,7 +126,7 @@ def make_heads(
             Head(
                 order=pipeline.Order(rows, seed),
                 validation=rows[:_UNUSED],
-                params=network.head_params(seed),
+                params=network.learning_params(seed),
                 class_weights=(1.0, 1.0),
                 learning_rate=config.optim.learning_rate,
                 weight_decay=config.optim.weight_decay,
@@ -137,6 +137,6 @@ def make_heads(
         ],
         features,
         cells.table,
-        batch_size=batch,
+        train=dataclasses.replace(config.train, batch_size=batch, num_epochs=1),
         place=Place.DEVICE,
     )

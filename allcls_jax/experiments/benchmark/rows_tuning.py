@@ -19,9 +19,11 @@ from allcls_jax.experiments.benchmark.rows_forward import save_weights, stack_as
 from allcls_jax.training import inputs, optim, state, steps
 from allcls_jax.training.state import TrainState
 
-AUGMENT = AugmentConfig(dihedral=True, rotation=180.0, scale=0.1, colour=0.1)
+AUGMENT = AugmentConfig(dihedral=True, rotation=180.0, scale=0.1, stain=0.1)
 
-_SETTINGS = steps.RunSettings(np.uint32(0), np.ones(2, np.float32))
+_SETTINGS = steps.RunSettings(
+    np.uint32(0), np.ones(2, np.float32), np.float32(1), np.float32(1)
+)
 
 PEERS = tuple(TUNING)
 
@@ -102,10 +104,11 @@ class _Steps:
         self.compiled = steps.make_steps(
             network.model,
             network.preprocessing,
-            optimizer,
+            opened.config.optim,
             mask,
             network.shardings,
             augment=augment,
+            train=opened.config.train,
         )
         # The state is used up, and parameters are shared.
         own = jax.tree.map(jnp.copy, network.params)

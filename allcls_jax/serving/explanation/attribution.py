@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax.errors import InputError
-from allcls_jax.models import vgg
+from allcls_jax.models import test_time_views, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import Preprocessing
 from allcls_jax.serving.explanation.settings import Method, Settings
@@ -31,7 +31,7 @@ class Maps:
 
     Attributes:
       values: (n, s, s) float32, positive for the class explained.
-      log_odds: (n,) float32, of ALL, calibrated, of each picture.
+      log_odds: (n,) float32, of ALL, calibrated, of each picture as it is: one view.
       black: log odds of ALL of a black picture; None unless integrated gradients.
     """
 
@@ -82,6 +82,7 @@ def attribute(
     """
     settings.check(images.shape[1])
     network = _network(classifier)
+    images = np.asarray(classifier.preprocessing.seen(images))
     if settings.method == Method.OCCLUSION:
         return _occlusion(
             network, classifier.params, images, sign, settings, batch_size, advance
@@ -116,15 +117,24 @@ def attribute(
 def log_odds_of(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Returns the calibrated log odds of ALL (n,), in float32 as maps are made.
 
+    They are those that the model decides by: their mean over all its views.
+
     Args:
       classifier: as for `attribute`.
       images: (n, s, s, 3) uint8; each n is compiled anew.
     """
     nothing = np.full((len(images), 2), images.shape[1], np.int32)
-    odds = hidden_log_odds(
-        _network(classifier), classifier.params, images, nothing, patch=1
-    )
-    return np.asarray(odds)
+    odds = [
+        hidden_log_odds(
+            _network(classifier),
+            classifier.params,
+            classifier.preprocessing.seen(view),
+            nothing,
+            patch=1,
+        )
+        for view in test_time_views.of_images(images, classifier.views)
+    ]
+    return np.mean(np.asarray(odds), axis=0)
 
 
 def last_convolution(layers: tuple[vgg.Layer, ...], block: int) -> int:
@@ -164,13 +174,12 @@ def class_activation(
     first = _first_of_block(network.model.layers, place)
     layers = network.model.layers
     # No gradient goes through the blocks before, so the fast way is open to them.
-    below = _apply(layers[:first], params, network.preprocessing(images))
-    activations = _apply_plainly(layers[first : place + 1], params, below)
+    below, named = _apply(layers[:first], params, network.preprocessing(images))
+    activations, _ = _apply_plainly(layers[first : place + 1], params, below)
 
     def behind(activations: jax.Array) -> jax.Array:
-        return network.log_odds(
-            _apply_plainly(layers[place + 1 :], params, activations)
-        )
+        logits, _ = _apply_plainly(layers[place + 1 :], params, activations, named)
+        return network.log_odds(logits)
 
     log_odds, backwards = jax.vjp(behind, activations)
     (gradient,) = backwards(sign)
@@ -227,7 +236,8 @@ def path_slopes(
 
     def score(values: jax.Array) -> jax.Array:
         inputs = network.preprocessing(values)
-        return network.log_odds(_apply_plainly(network.model.layers, params, inputs))
+        logits, _ = _apply_plainly(network.model.layers, params, inputs)
+        return network.log_odds(logits)
 
     log_odds, backwards = jax.vjp(score, t**3 * values)
     (gradient,) = backwards(sign)
@@ -238,8 +248,8 @@ def path_slopes(
 def hidden_log_odds(
     network: _Network,
     params: vgg.Params,
-    images: jax.Array,
-    corners: jax.Array,
+    images: jax.Array | np.ndarray,
+    corners: jax.Array | np.ndarray,
     *,
     patch: int,
 ) -> jax.Array:
@@ -257,13 +267,19 @@ def hidden_log_odds(
     hidden = inside[:, 0, :, None] & inside[:, 1, None, :]
     seen = jnp.where(hidden[..., None], 0, images)
     inputs = network.preprocessing(seen)
-    return network.log_odds(_apply(network.model.layers, params, inputs))
+    logits, _ = _apply(network.model.layers, params, inputs)
+    return network.log_odds(logits)
 
 
 def _network(classifier: Classifier) -> _Network:
+    """Returns the network behind `Preprocessing.seen`.
+
+    What is hidden or faded is hidden in what the network sees: in the picture before it
+    would change how strongly the rest of the cell is stained.
+    """
     return _Network(
         vgg.VGG(classifier.model.layers),
-        classifier.preprocessing,
+        dataclasses.replace(classifier.preprocessing, normalise_stain=False),
         float(classifier.temperature),
     )
 
@@ -331,25 +347,37 @@ def _first_of_block(layers: tuple[vgg.Layer, ...], place: int) -> int:
     return place
 
 
+_Named = dict[str, jax.Array]  # outputs of layers, by name
+
+
 def _apply(
-    layers: tuple[vgg.Layer, ...], params: vgg.Params, inputs: jax.Array
-) -> jax.Array:
-    """Returns the output of a part of a network, computed the fastest way."""
-    output: Any = vgg.VGG(layers).apply({"params": params}, inputs)
-    return output[0]
+    layers: tuple[vgg.Layer, ...],
+    params: vgg.Params,
+    inputs: jax.Array,
+    earlier: _Named | None = None,
+) -> tuple[jax.Array, _Named]:
+    """Returns the output of a part of a network, computed the fastest way.
+
+    And the named ones so far, `earlier` being those of the layers before.
+    """
+    output: Any = vgg.VGG(layers).apply({"params": params}, inputs, earlier=earlier)
+    return output
 
 
 def _apply_plainly(
-    layers: tuple[vgg.Layer, ...], params: vgg.Params, inputs: jax.Array
-) -> jax.Array:
+    layers: tuple[vgg.Layer, ...],
+    params: vgg.Params,
+    inputs: jax.Array,
+    earlier: _Named | None = None,
+) -> tuple[jax.Array, _Named]:
     """Returns the same as `_apply`, with every convolution computed on its own."""
     # The fast way takes whole blocks; a table that ends before the pooling has none.
     start = 0
     for place, layer in enumerate(layers):
         if isinstance(layer, vgg.MaxPool):
-            inputs = _apply(layers[start:place], params, inputs)
+            inputs, earlier = _apply(layers[start:place], params, inputs, earlier)
             start = place
-    return _apply(layers[start:], params, inputs)
+    return _apply(layers[start:], params, inputs, earlier)
 
 
 def _filled(array: np.ndarray, size: int) -> np.ndarray:

@@ -263,7 +263,7 @@ class _Job:
             "notes": list(self._model.notes),
             "version": __version__,
             "model": {"path": str(self._model.path), "sha256": self._model.sha256},
-            "explained": "calibrated log odds of the class explained",
+            "explained": words.explained(self._model.classifier.views),
             "target": str(self._options.target),
             "threshold": self._threshold,
             "settings": settings.used(size),

@@ -18,6 +18,14 @@ _COMPLETE = 0.05
 _SHOWN = 50  # rows of the table of images; reasons of images that could not be read
 
 
+def explained(views: int) -> str:
+    """Says what maps and `log_odds` are of, probabilities being of so many views."""
+    what = "calibrated log odds of the class explained"
+    if views == 1:
+        return what
+    return f"{what}, of the picture as it is; probabilities are of {views} views of it"
+
+
 def share_line(row: dict[str, Any]) -> str:
     """Says how much of a map lies on the cell, from an image's row of the record."""
     if row["share_on_cell"] is None:
@@ -54,6 +62,8 @@ def warning(sanity: SanityCheck | None) -> str:
 def tell(record: dict[str, Any], out: Path) -> None:
     """Says what was found."""
     _show_images(record)
+    if record["explained"] != explained(1):
+        terminal.say(f"explained: {record['explained']}")
     _show_sanity(record["sanity_check"])
     for row in [row for row in record["images"] if row["error"]][:_SHOWN]:
         terminal.warn(f"{row['image']}: {row['error']}")

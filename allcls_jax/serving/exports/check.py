@@ -76,6 +76,8 @@ def facts(model: Model) -> dict[str, Any]:
         "(batch,) of the second label, calibrated with `temperature`",
         "labels": list(model.labels),
         "image_size": side,
+        # Whose logits are averaged: by the file itself, or by who reads its parameters.
+        "views": model.classifier.views,
         "temperature": model.classifier.temperature,
         "thresholds": dict(model.thresholds),
         "default_threshold": model.default_threshold,

@@ -1,8 +1,9 @@
 """Keras: the way back, a whole model that Keras 3 loads without this package.
 
 It takes RGB grey levels, does the preprocessing itself and gives `logits` and the
-calibrated `probability`. Layers and weights have the names that Keras' own VGG has, and
-dropout is kept, so that training can go on there.
+calibrated `probability`, of as many views of an image as the model. Layers and weights
+have the names that Keras' own VGG has, and dropout is kept, so that training can go on
+there.
 """
 
 import contextlib
@@ -12,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from allcls_jax.data import stain
 from allcls_jax.data.cells import ALL, HEM
-from allcls_jax.models import vgg
+from allcls_jax.models import test_time_views, vgg
 from allcls_jax.models.convert import import_keras
 from allcls_jax.models.preprocessing import Preprocessing
 from allcls_jax.serving.exports.check import (
@@ -38,8 +40,22 @@ def build(model: Model) -> Any:
     dropout = float(model.record["config"]["model"]["dropout"])
     images = keras.Input((side, side, 3), name="images", dtype="float32")
     x = _preprocess(keras, images, classifier.preprocessing)
+    if classifier.views > 1:
+        x = _views(keras, x, classifier.views)
+    pooled: dict[str, Any] = {}
     for layer in classifier.model.layers:
+        if isinstance(layer, vgg.BlockAverages):
+            means = [
+                keras.ops.mean(pooled[name], axis=(1, 2)) for name in layer.poolings
+            ]
+            x = keras.ops.log1p(keras.ops.concatenate(means, axis=-1))
+            continue
         x = _layer(keras, layer, dropout=dropout)(x)
+        if isinstance(layer, vgg.MaxPool):
+            pooled[layer.name] = x
+    if classifier.views > 1:
+        each = keras.ops.reshape(x, (classifier.views, -1, vgg.NUM_CLASSES))
+        x = keras.ops.mean(each, axis=0)
     difference = x[:, ALL] - x[:, HEM]
     probability = keras.ops.sigmoid(difference / classifier.temperature)
     made = keras.Model(
@@ -54,11 +70,13 @@ def build(model: Model) -> Any:
 
 
 def _preprocess(keras: Any, images: Any, preprocessing: Preprocessing) -> Any:
-    """Reorders channels and normalises.
+    """Normalises cells where that is asked for, reorders channels and scales.
 
     The layer keeps mean and variance as weights that no training changes, and its name
     the order of channels: by these `read_weights` knows what the network expects.
     """
+    if preprocessing.normalise_stain:
+        images = stain.normalise_by(keras.ops, images)
     order = preprocessing.channel_order
     layer = keras.layers.Normalization(name=f"preprocessing_{order}", dtype="float32")
     x = keras.ops.flip(images, axis=-1) if order == "bgr" else images
@@ -68,6 +86,16 @@ def _preprocess(keras: Any, images: Any, preprocessing: Preprocessing) -> Any:
     layer.set_weights([mean, variance.astype(np.float32), np.array(0)])
     layer.finalize_state()
     return x
+
+
+def _views(keras: Any, x: Any, views: int) -> Any:
+    """Returns flips and quarter turns of all images, one view behind the other."""
+    test_time_views.refuse_other_angles(views, FORMAT.name)
+    for axis in (1, 2):
+        x = keras.ops.concatenate([x, keras.ops.flip(x, axis=axis)], axis=0)
+    # With the diagonal these are all eight of a square.
+    turned = keras.ops.transpose(x, (0, 2, 1, 3))
+    return keras.ops.concatenate([x, turned], axis=0)
 
 
 def _layer(keras: Any, layer: vgg.Layer, *, dropout: float) -> Any:
@@ -101,6 +129,8 @@ def _layer(keras: Any, layer: vgg.Layer, *, dropout: float) -> Any:
             )
         case vgg.Dropout():
             return layers.Dropout(dropout, **fixed)
+        case vgg.BlockAverages() | vgg.Standardise():
+            raise AssertionError("made of operations; and a part of the dense layer")
 
 
 def _write(model: Model, path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from allcls_jax import DISCLAIMER, __version__
+from allcls_jax.data import stain
 from allcls_jax.data.cells import ALL, HEM
-from allcls_jax.models import vgg
+from allcls_jax.models import test_time_views, vgg
 from allcls_jax.serving.exports.check import Format, Run, facts_as_text, host_params
 from allcls_jax.serving.model import Model
 
@@ -42,7 +43,13 @@ def build(model: Model) -> Any:
     side = classifier.image_size
     graph = _Graph()
     x = _preprocess(graph, model)
+    if classifier.views > 1:
+        x = _views(graph, x, classifier.views)
     x = _network(graph, x, classifier.model.layers, host_params(model))
+    if classifier.views > 1:
+        each = np.array([classifier.views, -1, vgg.NUM_CLASSES])
+        x = graph.add("Reshape", x, graph.constant("of_each_view", each))
+        graph.add("ReduceMean", x, axes=[0], keepdims=0)
     graph.name_last("logits")
     logits = {
         label: graph.add(
@@ -154,6 +161,8 @@ def _preprocess(graph: _Graph, model: Model) -> str:
     preprocessing = model.classifier.preprocessing
     x = graph.add("Cast", "images", to=TensorProto.FLOAT)
     x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
+    if preprocessing.normalise_stain:
+        x = _normalise_stain(graph, x)
     if preprocessing.channel_order == "bgr":
         x = graph.add("Gather", x, graph.constant("bgr", np.array([2, 1, 0])), axis=1)
     for operator, name in (("Sub", "mean"), ("Mul", "scale")):
@@ -162,12 +171,69 @@ def _preprocess(graph: _Graph, model: Model) -> str:
     return x
 
 
+def _normalise_stain(graph: _Graph, x: str) -> str:
+    """Adds `stain.normalise`, of channels before rows and columns."""
+    one, zero, white, least = (
+        graph.constant(name, np.float32(value))
+        for name, value in (
+            ("one", 1),
+            ("zero", 0),
+            ("white", 255),
+            ("least_spread", stain.LEAST_SPREAD),
+        )
+    )
+    mean, spread = (
+        graph.constant(f"standard_{name}", values.reshape(1, 3, 1, 1))
+        for name, values in zip(
+            ("mean", "spread"), np.array(stain.STANDARD, np.float32), strict=True
+        )
+    )
+    # The version of the operators has these axes as an input of sums alone.
+    plane = graph.constant("plane", np.array([2, 3]))
+
+    def total(values: str) -> str:
+        return graph.add("ReduceSum", values, plane)
+
+    brightest = graph.add("ReduceMax", x, axes=[1])
+    is_cell = graph.add("Greater", brightest, zero)
+    cell = graph.add("Where", is_cell, one, zero)
+    count = graph.add("Max", total(cell), one)
+    share = graph.add("Div", graph.add("Clip", x, one, white), white)
+    density = graph.add("Neg", graph.add("Log", share))
+    sums = total(graph.add("Mul", cell, density))
+    apart = graph.add("Sub", density, graph.add("Div", sums, count))
+    squares = total(graph.add("Mul", graph.add("Mul", cell, apart), apart))
+    own = graph.add("Sqrt", graph.add("Div", squares, count))
+    factor = graph.add("Div", spread, graph.add("Max", own, least))
+    density = graph.add("Add", graph.add("Mul", apart, factor), mean)
+    density = graph.add("Max", density, zero)
+    light = graph.add("Exp", graph.add("Neg", density))
+    return graph.add("Mul", graph.add("Mul", light, white), cell)
+
+
+def _views(graph: _Graph, x: str, views: int) -> str:
+    """Adds flips and quarter turns of all images, one view behind the other."""
+    test_time_views.refuse_other_angles(views, FORMAT.name)
+    # From the end to the beginning, however long.
+    last, before_first, back = (
+        graph.constant(name, np.array([value]))
+        for name, value in (("last", -1), ("before_first", -(2**31)), ("back", -1))
+    )
+    for name, axis in (("rows", 2), ("columns", 3)):
+        reverse = graph.constant(name, np.array([axis]))
+        reversed_too = graph.add("Slice", x, last, before_first, reverse, back)
+        x = graph.add("Concat", x, reversed_too, axis=0)
+    # With the diagonal these are all eight of a square.
+    return graph.add("Concat", x, graph.add("Transpose", x, perm=[0, 1, 3, 2]), axis=0)
+
+
 def _network(
     graph: _Graph,
     x: str,
     layers: tuple[vgg.Layer, ...],
     params: dict[str, dict[str, np.ndarray]],
 ) -> str:
+    pooled: dict[str, str] = {}
     for layer in layers:
         name = layer.name
         match layer:
@@ -180,7 +246,7 @@ def _network(
                 x = graph.add("Conv", x, weights, bias, name=name, pads=[1, 1, 1, 1])
                 x = graph.add("Relu", x)
             case vgg.MaxPool():
-                x = graph.add(
+                x = pooled[name] = graph.add(
                     "MaxPool", x, name=name, kernel_shape=[2, 2], strides=[2, 2]
                 )
             case vgg.Flatten():
@@ -189,6 +255,13 @@ def _network(
             case vgg.GlobalAveragePool():
                 x = graph.add("GlobalAveragePool", x, name=name)
                 x = graph.add("Flatten", x)
+            case vgg.BlockAverages(_, poolings):
+                means = [graph.add("GlobalAveragePool", pooled[at]) for at in poolings]
+                x = graph.add("Flatten", graph.add("Concat", *means, axis=1))
+                x = graph.add("Add", x, graph.constant("one", np.float32(1)))
+                x = graph.add("Log", x, name=name)
+            case vgg.Standardise():
+                raise AssertionError("a model in use has it in its dense layer")
             case vgg.Dense(_, _, relu):
                 weights = graph.constant(f"{name}/kernel", params[name]["kernel"])
                 bias = graph.constant(f"{name}/bias", params[name]["bias"])

@@ -19,7 +19,7 @@ import safetensors.numpy
 
 from allcls_jax.config import ModelName
 from allcls_jax.errors import InputError
-from allcls_jax.models import pretrained, vgg
+from allcls_jax.models import pretrained, test_time_views, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import preprocessing_from_json
 from allcls_jax.models.weight_files import array_shapes, arrays_sha256
@@ -65,6 +65,7 @@ def read(path: Path) -> Classifier:
             preprocessing_from_json(told["preprocessing"]),
             side,
             float(told["temperature"]),
+            test_time_views.check(int(told.get("views", 1))),
         )
     except (
         OSError,

@@ -56,15 +56,24 @@ def test_answers_are_those_of_the_record(workdir):
     assert "learning rate 0.0001" in answer["25"]
 
 
+def test_that_cells_were_normalised_is_told(tmp_path):
+    run = report_folders.write_run(tmp_path / "run")
+    assert "standard cell" not in answers(read(run))["preprocessing"]
+    results = json.loads((run / "results.json").read_text())
+    results["preprocessing"]["normalise_stain"] = True
+    (run / "results.json").write_text(json.dumps(results))
+    assert "of a standard cell; channels" in answers(read(run))["preprocessing"]
+
+
 def test_how_images_were_varied_is_told(tmp_path, workdir):
     plain = answers(read(workdir))["training"]
     assert "augmentation: none" in plain
     settings = report_folders.config()
-    settings.augment = AugmentConfig(dihedral=True, rotation=15.0, colour=0.1)
+    settings.augment = AugmentConfig(dihedral=True, rotation=15.0, stain=0.125)
     varied = report_folders.write_run(tmp_path / "run", settings=settings)
     told = answers(read(varied))["training"]
     assert "8 flips and quarter turns, rotation by up to 15 degrees" in told
-    assert "stain by up to 10%" in told
+    assert "haematoxylin and eosin by up to 12.5%;" in told
     assert "zoom" not in told
     # Of a run by an older version.
     kept = json.loads((varied / "config.json").read_text())

@@ -12,7 +12,7 @@ from allcls_jax import DISCLAIMER
 from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import prepare
 from allcls_jax.errors import InputError
-from allcls_jax.evaluation.report import pictures
+from allcls_jax.evaluation.report import numbers, pictures
 from allcls_jax.evaluation.report.write import (
     CLAIM_FILE,
     MODEL_CARD_FILE,
@@ -224,6 +224,36 @@ def test_whatever_the_user_has_named_is_escaped(tmp_path: Path):
         text = (workdir / name).read_text(encoding="utf-8")
         assert "<script>" not in text
         assert "&lt;script&gt;" in text
+
+
+def test_what_is_left_with_area_held_fixed_stands_beside_the_subgroups(
+    folders: Path, run_page: str
+):
+    held = evaluation_of(folders / "run")["within_area"]
+    part = run_page[run_page.index('<section id="subgroups"') :]
+    part = part[: part.index("</section>")]
+    assert "How much of the score is more than size" in part
+    values = [
+        numbers.number(held[name]["value"])
+        for name in ("auroc", "weighted_f1", "partial_correlation")
+    ]
+    fixed = re.findall(r"<tr>\s*<th[^>]*>([^<]*)</th>(.*?)</tr>", part, re.DOTALL)
+    rows = {name: re.findall(r"(−?\d\.\d{3})", cells) for name, cells in fixed}
+    assert [
+        rows[name][3]  # after a figure of all cells and its interval
+        for name in ("AUROC", "Weighted F1", "Correlation of class and P(ALL)")
+    ] == values
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_an_evaluation_from_before_area_was_held_fixed_still_gives_pages(own: Path):
+    others = (own / "ladder" / "grouped", own / "ladder" / "image")
+    assert "AUROC within thirds by area" in text_of(*others)
+    kept = evaluation_of(own / "run")
+    del kept["within_area"]
+    (own / "run" / "evaluation.json").write_text(json.dumps(kept))
+    assert "more than size" not in text_of(own / "run")
+    assert "within thirds by area" not in text_of(own / "run", *others)
 
 
 @pytest.mark.usefixtures("unpainted")
