@@ -234,8 +234,8 @@ class TrainConfig:
     label_smoothing: float = 0.0  # share of the target given to both classes, in [0, 1)
     # Epochs without a lower validation loss after which training stops; None: never.
     patience: int | None = None
-    # Where the whole convolutional stack is frozen, compute its features once per
-    # image and view and keep them; false computes them anew in every step.
+    # Compute the output of the frozen blocks below the first trained layer once per
+    # image and view and keep it; false computes it anew in every step.
     cache_features: bool = True
     keep: Place = Place.AUTO  # where features, or images, lie meanwhile
     # Seconds from one checkpoint to the next; the last state is always saved.

@@ -55,7 +55,7 @@ def _ladder(config: Config) -> None:
 def _best(config: Config) -> None:
     """What was best on patients never seen, of all that was tried without a GPU."""
     config.model.head = HeadKind.BLOCKS
-    config.model.blocks = 3
+    config.model.blocks = 4
     config.optim.name = OptimizerName.ADAMW
     config.optim.learning_rate = 1e-3
     config.optim.weight_decay = 0.05
@@ -100,6 +100,7 @@ def _sweep(config: Config) -> None:
     three = ("model.blocks=3",)
     decay = (*three, "optim.name=adamw", "optim.weight_decay=0.05")
     cosine = (*decay, "optim.schedule=cosine")
+    best = (*cosine, "model.blocks=4")
     config.experiment.candidates = (
         ("gap", ("model.head=gap",)),
         ("two", ("model.blocks=2",)),
@@ -108,11 +109,13 @@ def _sweep(config: Config) -> None:
         ("slower", (*three, "optim.learning_rate=3e-4")),
         ("decay", decay),
         ("cosine", cosine),
+        ("four-cosine", best),
         ("cosine-ema", (*cosine, "optim.ema=0.99")),
         ("smoothing", (*cosine, "train.label_smoothing=0.1")),
         ("classes", (*cosine, "train.sampling=classes")),
         ("patients", (*cosine, "train.sampling=patients")),
-        ("stain", (*cosine, "model.normalise_stain=true")),
+        ("weights", (*best, "train.class_weights=balanced")),
+        ("stain", (*best, "model.normalise_stain=true")),
         ("paper", ("model.head=flatten", "optim.learning_rate=1e-4")),
     )
 

@@ -111,7 +111,7 @@ def track(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advanc
 
 def duration(seconds: float) -> str:
     """Returns seconds as `8 s`, `3 min 20 s` or `2 h 05 min`."""
-    whole = round(seconds)
+    whole = max(1, round(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -182,8 +182,9 @@ def _together(
         if begun := [run for run in every if run.workdir.name in names]:
             yield begun
             todo = [run for run in todo if run not in begun]
-    # Parameters, two moments of them, and the best, in float32.
-    size = placement.heads_at_once(4 * 4 * setup.network.counts["trainable"])
+    # Parameters, two moments of them, the best, and their mean, in float32.
+    copies = 4 + bool(setup.config.optim.ema)
+    size = placement.heads_at_once(4 * copies * setup.network.counts["trainable"])
     parts = math.ceil(len(todo) / size)
     for number in range(parts):
         yield todo[number::parts]

@@ -51,6 +51,11 @@ def evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     started = time.monotonic()
     members = list(members_of(config, workdir))
     trained, views = members[0].trained, members[0].views
+    if views != config.evaluation.views:
+        terminal.say(
+            f"evaluation.views = {config.evaluation.views} is not used: what was "
+            f"trained was calibrated with {views}, and is evaluated with {views}"
+        )
     partitions = [partition_file.read(member.folder) for member in members]
     cells = inputs.open_cells(config)
     absent = left_out.read(config.data.without)

@@ -133,6 +133,7 @@ def _write(
     model = {
         "name": str(config.model.name),
         "head": str(config.model.head),
+        "blocks": config.model.blocks,
         "dtype": str(config.model.dtype),
         "image_size": config.data.image_size,
         "pack_size": config.pack_size,

@@ -26,6 +26,7 @@ from allcls_jax.training.network import Network
 _NETWORK_FIELDS = (
     "model.name",
     "model.head",
+    "model.blocks",
     "model.normalise_stain",
     "data.image_size",
     "data.pack_size",
@@ -198,8 +199,8 @@ def members_of(config: Config, workdir: Path) -> Iterator[Member]:
         )
     for run in folders:
         trained = config_files.load(run / folder.CONFIG_FILE)
-        # Runs of before there was this field have cells as they are.
-        trained["model"].setdefault("normalise_stain", False)
+        # Runs of before there were these fields have cells, and heads, as they were.
+        trained["model"] = {"normalise_stain": False, "blocks": 5} | trained["model"]
         wrong = config_files.differences(
             trained, dataclasses.asdict(config), only=_NETWORK_FIELDS
         )

@@ -182,8 +182,9 @@ def _build(
     model = record["model"]
     dtype = compute_dtype(ComputeDtype(model["dtype"]))
     # The rate of dropout matters in training alone.
-    layers = vgg.conv_stack(ModelName(model["name"])) + vgg.head(
-        HeadKind(model["head"]), 0.0
+    blocks = model.get("blocks", 5)  # older models have all
+    layers = vgg.conv_stack(ModelName(model["name"]), blocks) + vgg.head(
+        HeadKind(model["head"]), 0.0, blocks=blocks
     )
     network = vgg.VGG(layers, dtype=dtype)
     arrays = safetensors.numpy.load(files[WEIGHTS_FILE])

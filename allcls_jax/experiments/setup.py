@@ -7,6 +7,7 @@ import numpy as np
 
 from allcls_jax import terminal
 from allcls_jax.config import Config, SplitKind
+from allcls_jax.config_rules import validate
 from allcls_jax.data import copies, left_out, pipeline, prepare, splits
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.packing import PackedCells
@@ -80,7 +81,8 @@ def open_data(config: Config) -> Data:
     # The rest keeps the images that it has of all.
     rows = without.rest(cells.table, splits.limit(cells.table, config.data.limit))
     kind = splits.split_kind(cells.table.take(rows), config.data)
-    config = _with_batch_size(config.resolved(cells.source, kind))
+    # Rules may be broken by what was left open.
+    config = _with_batch_size(validate(config.resolved(cells.source, kind)))
     config.data.without = without.setting
     if kind is not SplitKind.IMAGE_COPIES:
         table = cells.table.take(rows)

@@ -8,12 +8,15 @@ folds, seeds and repeats.
 
 import contextlib
 import copy
+import gc
 import re
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from allcls_jax import terminal
@@ -34,6 +37,9 @@ from allcls_jax.training.writers import write_atomically
 # reported, which must be the same for all.
 _FREE = ("augment.", "model.", "optim.", "train.")
 _FREE += ("data.image_size", "data.pack_size", "data.crop", "evaluation.views")
+
+# What is raised where a device's or this machine's memory is not enough.
+_OUT_OF_MEMORY = (jax.errors.JaxRuntimeError, MemoryError)
 
 
 def sweep(config: Config, workdir: Path) -> bool:
@@ -73,8 +79,14 @@ def sweep(config: Config, workdir: Path) -> bool:
                 if not cross_validate(_child(recipe, workdir), workdir / name):
                     return False
             except InputError as error:
-                terminal.warn(f"{name} is left out of the ranking: {error}")
                 failed[name] = str(error)
+            except _OUT_OF_MEMORY as error:
+                if jax.process_count() > 1:
+                    raise  # the others wait for this one, and would for ever
+                failed[name] = _in_short(error)
+            if name in failed:
+                terminal.warn(f"{name} is left out of the ranking: {failed[name]}")
+                gc.collect()  # what it held is not in the next one's way
         sharding.on_first_process(
             lambda: sweep_ranking.conclude(
                 workdir,
@@ -129,6 +141,12 @@ def candidates(config: Config) -> dict[str, Config]:
 def settings_of(config: Config) -> dict[str, tuple[str, ...]]:
     """Returns what each candidate sets, the base first."""
     return {BASE: ()} | dict(config.experiment.candidates)
+
+
+def _in_short(error: Exception) -> str:
+    """Returns what a runtime says, in one line."""
+    first = next(iter(str(error).splitlines()), "") or "out of memory"
+    return f"{type(error).__name__}: {textwrap.shorten(first, 160, placeholder=' …')}"
 
 
 def _misshapen(config: Config) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Parts of a network, and the same network in other layers."""
 
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -12,7 +13,6 @@ from allcls_jax.models.vgg import (
     Conv,
     Dense,
     Dropout,
-    Layer,
     MaxPool,
     Params,
     Pooling,
@@ -102,24 +102,29 @@ def _standard(features: np.ndarray) -> dict[str, jax.Array]:
 def folded(model: VGG, params: Params) -> tuple[VGG, Params]:
     """Returns the same function with no layer of its own that standardises.
 
-    What it does becomes a part of the dense layer behind it.
+    What that does becomes a part of the dense layer behind it, and blocks of which it
+    uses nothing are left out.
     """
-    layers: list[Layer] = []
-    arrays = dict(params)
-    width = 0
-    for place, layer in enumerate(model.layers):
-        if isinstance(layer, BlockAverages):
-            rows = layer_table(model.layers, 32)  # channels are those of any size
-            (width,) = next(row.shape for row in rows if row.name == layer.name)
-        if not isinstance(layer, Standardise):
-            layers.append(layer)
-            continue
-        behind = model.layers[place + 1]
-        assert isinstance(behind, Dense), "features are standardised for a dense layer"
-        own, dense = arrays.pop(layer.name), arrays[behind.name]
-        kernel = own["factor"][:, None] * dense["kernel"]
-        bias = dense["bias"] - jnp.matmul(own["mean"], kernel, precision="highest")
-        dropped = width - len(kernel)
-        kernel = jnp.pad(kernel, ((0, dropped), (0, 0)))
-        arrays[behind.name] = {"kernel": kernel, "bias": bias}
-    return VGG(tuple(layers), dtype=model.dtype), arrays
+    layers = list(model.layers)
+    own = next((x for x in layers if isinstance(x, Standardise)), None)
+    if own is None:
+        return model, params
+    place = layers.index(own)
+    averages, dense = layers[place - 1], layers[place + 1]
+    assert isinstance(averages, BlockAverages), "what is standardised"
+    assert isinstance(dense, Dense), "what it is standardised for"
+    widths = {row.name: row.shape[-1] for row in layer_table(model.layers, 32)}
+    total = itertools.accumulate(widths[name] for name in averages.poolings)
+    used = averages.poolings[: list(total).index(own.features) + 1]
+    last = [layer.name for layer in layers].index(used[-1])
+    kept = (
+        *layers[: last + 1],
+        BlockAverages(averages.name, used),
+        *layers[place + 1 :],
+    )
+    arrays = {x.name: params[x.name] for x in kept if x.name in params}
+    kernel = params[own.name]["factor"][:, None] * params[dense.name]["kernel"]
+    shift = jnp.matmul(params[own.name]["mean"], kernel, precision="highest")
+    bias = params[dense.name]["bias"] - shift
+    arrays[dense.name] = {"kernel": kernel, "bias": bias}
+    return VGG(kept, dtype=model.dtype), arrays

@@ -82,7 +82,7 @@ class BlockAverages:
 
 @dataclasses.dataclass(frozen=True)
 class Standardise:
-    """(x - mean) * factor, both of the training images before training begins."""
+    """(x - mean) * factor: in the beginning those of the training images' features."""
 
     name: str
     features: int  # the first so many; the others are dropped
@@ -109,27 +109,37 @@ Pooling = Flatten | GlobalAveragePool | BlockAverages  # what gives features
 Layer = Conv | MaxPool | Pooling | Standardise | Dense | Dropout
 
 
-def conv_stack(name: ModelName) -> tuple[Layer, ...]:
-    """The convolutional part, `block1_conv1` to `block5_pool`."""
+def conv_stack(name: ModelName, blocks: int = 5) -> tuple[Layer, ...]:
+    """The convolutional part, `block1_conv1` to the pooling of the last block."""
     layers: list[Layer] = []
-    for block, (depth, channels) in enumerate(BLOCKS[name], start=1):
+    for block, (depth, channels) in enumerate(BLOCKS[name][:blocks], start=1):
         layers += [Conv(f"block{block}_conv{i}", channels) for i in range(1, depth + 1)]
         layers.append(MaxPool(f"block{block}_pool"))
     return tuple(layers)
 
 
+def block_of(name: str) -> int:
+    """Returns the number of the block that a layer such as `block5_conv1` is of."""
+    return int(name.removeprefix("block").partition("_")[0])
+
+
 def head(
-    kind: HeadKind, dropout: float, *, standardised: int | None = None
+    kind: HeadKind,
+    dropout: float,
+    *,
+    blocks: int = 5,
+    standardised: int | None = None,
 ) -> tuple[Layer, ...]:
     """The paper's head, named as in its figure 7, or the same on pooled features.
 
     Args:
       kind: which.
       dropout: rate.
-      standardised: of the head of all blocks, how many features are standardised and
-        used; None, in what `folded` gives: all, as they are.
+      blocks: of the head `blocks`, from how many it takes averages.
+      standardised: of that head, how many features are standardised and used; None, in
+        what `parts.folded` gives: all, as they are.
     """
-    blocks = tuple(f"block{number}_pool" for number in range(1, 6))
+    poolings = tuple(f"block{number}_pool" for number in range(1, blocks + 1))
     standardise = (
         () if standardised is None else (Standardise("standardise_1", standardised),)
     )
@@ -137,7 +147,7 @@ def head(
         HeadKind.FLATTEN: (Flatten("flatten"),),
         HeadKind.GAP: (GlobalAveragePool("global_average_pooling"),),
         HeadKind.BLOCKS: (
-            BlockAverages("block_averages", blocks),
+            BlockAverages("block_averages", poolings),
             *standardise,
         ),
     }

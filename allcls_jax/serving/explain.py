@@ -42,9 +42,8 @@ def parser() -> Parser:
     add(
         "--block",
         type=int,
-        default=5,
         help="of gradcam, gradcam++: the block whose last convolution is looked at, 1 "
-        "(fine) to 5 (coarse; default)",
+        "(fine) to 5 (coarse); default: the network's last",
     )
     add(
         "--target",

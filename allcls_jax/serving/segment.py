@@ -332,7 +332,7 @@ def _tell(results: Sequence[FieldResult], job: _Job, out: Path) -> None:
         ]
         for result in read[:_SHOWN]
     ]
-    terminal.show_table("cells found", ["field", *kinds, "scale"], rows)
+    terminal.show_table("Cells found", ["field", *kinds, "scale"], rows)
     if len(read) > _SHOWN:
         terminal.say(f"… and {len(read) - _SHOWN:,} more fields")
     scales = [result.scale for result in read if result.scale is not None]
@@ -344,7 +344,9 @@ def _tell(results: Sequence[FieldResult], job: _Job, out: Path) -> None:
         )
     for note in job.notes:
         terminal.warn(note)
-    terminal.say(f"{len(results) - len(read)} of {len(results)} fields not read; {out}")
+    if unread := len(results) - len(read):
+        terminal.say(f"{unread} of {len(results)} fields could not be read")
+    terminal.say(f"All of it in {out}")
     terminal.say(CAVEAT)
     terminal.say(DISCLAIMER)
     if not read:

@@ -9,7 +9,7 @@ alone.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +102,8 @@ class Heads:
         assert train.batch_size is not None, "not resolved"
         assert len(heads) == 1 or not network.learns_stack, "slow side by side"
         fixed, model = split_at_learning(network.model, network.mask)
+        # In a loop of XLA's, convolutions on a CPU take many times as long.
+        self._singly = network.learns_stack and jax.default_backend() == "cpu"
         shapes = layer_table(fixed.layers, features.images.size)
         self._shape = shapes[-1].shape
         self._shares = {name: network.shares[name] for name in heads[0].params}
@@ -154,19 +156,16 @@ class Heads:
         order = self._positions(
             [rows for rows, _ in drawn], self._batch_size, [views for _, views in drawn]
         )
-        for features, label, batches in self._feed(order):
+        for features, label, batches in self._fed(order):
             state = self._train(state, self._settings, features, label, batches)
         return state
 
     def running(self, state: TrainState) -> list[bool]:
         """Returns which heads go on, and have not stopped early, after an epoch."""
+        pairs = self.per_head((state.step, state.best.step))
         return [
             bool(_running(step, best, steps, self._config.patience))
-            for (step, best), steps in zip(
-                self.per_head((state.step, state.best.step)),
-                self.steps_per_epoch,
-                strict=True,
-            )
+            for (step, best), steps in zip(pairs, self.steps_per_epoch, strict=True)
         ]
 
     def conclude(self, state: TrainState) -> tuple[TrainState, tuple[Sums, Sums]]:
@@ -177,7 +176,7 @@ class Heads:
         """
         validation: Sums | None = None
         params = state.used()
-        for features, label, batches in self._feed(self._validation):
+        for features, label, batches in self._fed(self._validation):
             sums, _ = self._evaluate(params, features, label, batches)
             validation = sums if validation is None else validation + sums
         assert validation is not None, "nothing to validate on"
@@ -201,7 +200,7 @@ class Heads:
         )
         evaluate = self._evaluate if views == 1 else self._evaluate_views(views)
         parts = []
-        for features, label, batches in self._feed(order):
+        for features, label, batches in self._fed(order):
             _, probability = evaluate(params, features, label, batches)
             parts.append(np.asarray(probability))
         # (heads, steps, batch) in one head's order.
@@ -225,6 +224,14 @@ class Heads:
             jax.tree.map(lambda array, i=i: array[i], whole)
             for i in range(len(self._heads))
         ]
+
+    def _fed(
+        self, order: np.ndarray
+    ) -> Iterator[tuple[jax.Array, jax.Array, jax.Array]]:
+        """Yields what the feed does, one batch at a time if need be."""
+        for features, label, batches in self._feed(order):
+            parts = jnp.split(batches, len(batches)) if self._singly else [batches]
+            yield from ((features, label, part) for part in parts)
 
     def _compile(self, model: VGG) -> None:
         """Makes the compiled functions: of one head, and then of all."""
@@ -289,7 +296,7 @@ class Heads:
                 kept = jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state)
                 return kept, None
 
-            return jax.lax.scan(step, state, batches)[0]
+            return _scan(step, state, batches)[0]
 
         def evaluate(
             params: Params,
@@ -309,7 +316,7 @@ class Heads:
                 _, more = steps.mean_loss(logits, label[positions], valid, jnp.ones(2))
                 return sums + more, jax.nn.softmax(logits)[:, ALL]
 
-            return jax.lax.scan(step, states.zero_sums(), batches)
+            return _scan(step, states.zero_sums(), batches)
 
         one = self._shardings.replicated
         each = one if self._number == 1 else self._shardings.batch
@@ -383,3 +390,11 @@ def _running(
     """Returns whether a head has not stopped; asked between epochs, () bool."""
     most = jnp.inf if patience is None else patience * steps_per_epoch
     return step - best < most
+
+
+def _scan(step: Callable[..., Any], begin: Any, batches: jax.Array) -> tuple[Any, Any]:
+    """Returns what `jax.lax.scan` does; without a loop where there is one batch."""
+    if len(batches) > 1:
+        return jax.lax.scan(step, begin, batches)
+    end, output = step(begin, batches[0])
+    return end, jax.tree.map(lambda array: array[None], output)

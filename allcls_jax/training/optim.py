@@ -59,6 +59,16 @@ def learning_rate_shares(
         problem = f"{', '.join(map(repr, unused))} decides over no parameter"
     elif not any(jax.tree.leaves(shares)):
         problem = "no parameter is trainable, so that nothing can be learnt"
+    elif any(
+        not share
+        for layer, leaves in shares.items()
+        if layer.startswith("standardise_")
+        for share in leaves.values()
+    ):
+        problem = (
+            "standardise_1 has no pretrained values, and cannot stay as it is: give it "
+            "a share of the learning rate"
+        )
     if problem:
         raise InputError(
             f"optim.trainable = {tuple(map(tuple, rules))}: {problem}; the parameters "

@@ -139,6 +139,22 @@ def test_the_cost_is_measured_and_told(trained, capsys):
     assert "Ensemble of 4 networks: " in said
 
 
+def test_other_views_than_those_of_the_run_are_told_and_not_used(trained, capsys):
+    config, workdir = trained
+    other = elsewhere(config)
+    for views, told in ((8, 0), (1, 1)):
+        other.evaluation.views = views
+        results = evaluate.evaluate(other, workdir / NAMES[0])
+        assert results["views"] == 8
+        lines = capsys.readouterr().out.splitlines()
+        assert sum("evaluation.views" in line for line in lines) == told
+    (line,) = (line for line in lines if "evaluation.views" in line)
+    assert line == (
+        "evaluation.views = 1 is not used: what was trained was calibrated with 8, and "
+        "is evaluated with 8"
+    )
+
+
 def test_cells_that_any_network_was_trained_on_leak(trained):
     config, workdir = trained
     results = evaluate.evaluate(config, workdir)

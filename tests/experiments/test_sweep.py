@@ -3,9 +3,11 @@
 import copy
 import csv
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -120,6 +122,65 @@ def test_the_better_recipe_wins_and_a_failed_one_is_a_row(finished):
     text = (workdir / "ranking.md").read_text()
     assert text.index("| better |") < text.index("| base |") < text.index("| broken |")
     assert "broken failed" in text
+
+
+FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 31138512896 bytes."
+
+
+def test_a_candidate_too_big_for_the_memory_is_a_row_and_the_rest_goes_on(
+    cells, tmp_path, monkeypatch
+):
+    raised = {
+        "device": jax.errors.JaxRuntimeError(f"{FULL} {'big ' * 50}\nBuffers:\n 3 GiB"),
+        "host": MemoryError("Unable to allocate 9 GiB"),
+        "silent": MemoryError(),
+    }
+    told = {
+        "device": f"JaxRuntimeError: {FULL} big big",
+        "host": "MemoryError: Unable to allocate 9 GiB",
+        "silent": "MemoryError: out of memory",
+    }
+    given = [(name, ("model.dropout=0.1",)) for name in raised]
+    config = settings(cells, SplitKind.OFFICIAL, *given, BETTER)
+    real, held = sweep.cross_validate, []
+
+    class Buffers:
+        """What only the garbage collector frees."""
+
+        def __init__(self):
+            self.own = self
+
+    def full(recipe: Config, at: Path) -> bool:
+        assert not any(one() for one in held)
+        if at.name in raised:
+            held.append(weakref.ref(Buffers()))
+            raise raised[at.name]
+        return real(recipe, at)
+
+    monkeypatch.setattr(sweep, "cross_validate", full)
+    assert sweep.sweep(config, tmp_path / "run")
+    rows = read(tmp_path / "run" / "ranking.json")["candidates"]
+    assert [row["rank"] for row in rows] == [1, 2, None, None, None]
+    assert {row["name"] for row in rows[:2]} == {"base", "better"}
+    assert [row["name"] for row in rows[2:]] == list(raised)
+    for row in rows[2:]:
+        assert row["reason"].startswith(told[row["name"]])
+        assert "\n" not in row["reason"]
+        assert len(row["reason"]) < 200
+
+
+def test_of_several_processes_none_goes_on_alone(cells, tmp_path, monkeypatch):
+    def full(recipe: Config, at: Path) -> bool:
+        raise MemoryError
+
+    config = settings(cells, SplitKind.OFFICIAL, BETTER)
+    monkeypatch.setattr(sweep, "cross_validate", full)
+    with pytest.raises(InputError, match="no candidate came to its end: 2 problems"):
+        sweep.sweep(config, tmp_path / "one")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(sweep.sharding, "on_first_process", lambda work: work())
+    with pytest.raises(MemoryError):
+        sweep.sweep(config, tmp_path / "two")
 
 
 def test_the_figures_are_those_of_the_cross_validations(finished):

@@ -93,7 +93,8 @@ def test_a_folded_network_is_the_same_function(blocks: int):
     folded, arrays = parts.folded(model, params)
     assert not any(isinstance(layer, vgg.Standardise) for layer in folded.layers)
     assert folded == vgg.VGG(
-        vgg.conv_stack(ModelName.TINY) + vgg.head(HeadKind.BLOCKS, 0.5)
+        vgg.conv_stack(ModelName.TINY, blocks)
+        + vgg.head(HeadKind.BLOCKS, 0.5, blocks=blocks)
     )
     assert jax.tree.map(jnp.shape, arrays) == jax.tree.map(
         lambda leaf: leaf.shape, vgg.param_shapes(folded, 32)

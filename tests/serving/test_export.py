@@ -26,6 +26,8 @@ from allcls_jax.models import convert, vgg
 from allcls_jax.models.classifier import Classifier
 from allcls_jax.models.preprocessing import CAFFE, TORCH, Preprocessing
 from allcls_jax.models.weight_files import read_weights
+from allcls_jax.serving.explanation.attribution import attribute
+from allcls_jax.serving.explanation.settings import Method, Settings
 from allcls_jax.serving.export import FORMATS, check_file, export, main, prepare
 from allcls_jax.serving.exports import check as export_check
 from allcls_jax.serving.exports import to_keras as export_keras
@@ -231,6 +233,7 @@ def test_a_file_computes_what_the_model_does_at_any_batch_size(
         (HeadKind.GAP, TORCH, jnp.bfloat16),
         (HeadKind.FLATTEN, STAINED, jnp.float32),
         (HeadKind.BLOCKS, CAFFE, jnp.float32),
+        (HeadKind.BLOCKS, STAINED, jnp.float32),
     ],
 )
 def test_other_heads_sizes_types_and_preprocessing_come_along(
@@ -357,6 +360,35 @@ def test_safetensors_are_read_by_others_and_start_a_training(
     assert weights.variant is ModelName.TINY
     assert weights.source_sha256 == tiny_model.sha256
     assert_same_stack(weights.arrays, params)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "standardised"), [(5, None), (3, None), (5, 20), (5, 52)]
+)
+def test_the_table_of_layers_comes_back_as_it_was(
+    blocks: int, standardised: int | None, tiny_model: Model, tmp_path: Path
+) -> None:
+    network = vgg.VGG(
+        vgg.conv_stack(ModelName.TINY, blocks)
+        + vgg.head(HeadKind.BLOCKS, 0.0, blocks=blocks, standardised=standardised)
+    )
+    params = vgg.init_params(vgg.param_shapes(network, 32), seed=2)
+    model = copy.copy(tiny_model)
+    model.classifier = Classifier(network, params, CAFFE, 32, 1.5)
+    path = out(tmp_path, "safetensors")
+    FORMATS["safetensors"].write(model, path)
+    back = export_safetensors.read(path)
+    assert back.model.layers == network.layers
+    assert hash(back.model) == hash(network)
+    images = draw(2, 32)
+    np.testing.assert_array_equal(back.logits(images), model.classifier.logits(images))
+    # Whoever compiles for a network asks for its hash.
+    settings = Settings(method=Method.INTEGRATED_GRADIENTS, steps=4)
+    sign = np.ones(2)
+    maps = attribute(back, images, sign, settings).values
+    assert np.ptp(maps) > 0
+    expected = attribute(model.classifier, images, sign, settings).values
+    np.testing.assert_array_equal(maps, expected)
 
 
 def assert_same_stack(arrays: dict[str, np.ndarray], params: vgg.Params) -> None:

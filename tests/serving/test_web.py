@@ -301,7 +301,7 @@ def test_a_heat_map_is_drawn_of_one_picture(port: int, tiny_model: Model):
 
     plain = explain(("a.png", CELLS[0]))
     assert plain.headers["content-type"] == "image/png"
-    usual = [("block", 5), ("method", "gradcam"), ("threshold", 0.5)]
+    usual = [("block", None), ("method", "gradcam"), ("threshold", 0.5)]
     assert drawn(plain) == image + repr(usual).encode()
     other = explain(("a.png", CELLS[0]), method="gradcam++", block="3", threshold="0.2")
     asked = [("block", 3), ("method", "gradcam++"), ("threshold", 0.2)]

@@ -81,6 +81,7 @@ def attribute(
         block.
     """
     settings.check(images.shape[1])
+    settings = settings.in_network(classifier.model.layers)
     network = _network(classifier)
     images = np.asarray(classifier.preprocessing.seen(images))
     if settings.method == Method.OCCLUSION:
@@ -92,6 +93,7 @@ def attribute(
             integrated_gradients, network, classifier.params, steps=settings.steps
         )
     else:
+        assert settings.block is not None, "in the network"
         last_convolution(network.model.layers, settings.block)
         run = functools.partial(
             class_activation,

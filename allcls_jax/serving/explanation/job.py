@@ -132,6 +132,8 @@ def explain(
     """
     options.check()
     options.settings.check(model.classifier.image_size)
+    settings = options.settings.in_network(model.classifier.model.layers)
+    options = dataclasses.replace(options, settings=settings)
     check_out(out, overwrite=options.overwrite)
     check_fixed(out)
     threshold = model.threshold(options.threshold)

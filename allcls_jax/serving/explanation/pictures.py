@@ -88,7 +88,7 @@ def heat_map_png(
     model: Model,
     image: np.ndarray,
     method: str = Method.GRADCAM,
-    block: int = 5,
+    block: int | None = None,
     *,
     target: str | None = None,
     threshold: float = 0.5,
@@ -101,7 +101,7 @@ def heat_map_png(
       model: an opened one.
       image: (s, s, 3) uint8, of `Model.read`.
       method: of `attribution.Method`; the last two take long on a CPU.
-      block: 1 to 5, for Grad-CAM and Grad-CAM++.
+      block: 1 to 5, for Grad-CAM and Grad-CAM++; None: the network's last.
       target: `ALL` or `HEM`, the class explained; None: the one that the cell is
         called, which takes a look at it more.
       threshold: on the calibrated P(ALL), above which the cell is called ALL.

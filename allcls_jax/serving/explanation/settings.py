@@ -2,8 +2,10 @@
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 
 from allcls_jax.errors import InputError
+from allcls_jax.models import vgg
 
 NUM_BLOCKS = 5
 
@@ -31,7 +33,8 @@ class Settings:
 
     Attributes:
       method: of the four.
-      block: 1 to 5; Grad-CAM and Grad-CAM++ look at its last convolution.
+      block: 1 to 5; Grad-CAM and Grad-CAM++ look at its last convolution. None: the
+        network's last block, see `in_network`.
       steps: between black and the picture, at which integrated gradients are taken.
       patch: side of the square that occlusion sets to black, pixels of the network's
         input; None: an eighth of the picture's side.
@@ -39,10 +42,17 @@ class Settings:
     """
 
     method: Method = Method.GRADCAM
-    block: int = NUM_BLOCKS
+    block: int | None = None
     steps: int = 64
     patch: int | None = None
     stride: int | None = None
+
+    def in_network(self, layers: Sequence[vgg.Layer]) -> "Settings":
+        """Returns the settings with the last of these blocks, if none is named."""
+        if self.block is not None:
+            return self
+        names = [layer.name for layer in layers if isinstance(layer, vgg.Conv)]
+        return dataclasses.replace(self, block=vgg.block_of(names[-1]))
 
     def patch_and_stride(self, size: int) -> tuple[int, int]:
         """Returns both in pixels, of pictures with this side."""
@@ -56,6 +66,7 @@ class Settings:
             Method.INTEGRATED_GRADIENTS: {"steps": self.steps, "baseline": "black"},
             Method.OCCLUSION: {"patch": patch, "stride": stride},
         }
+        assert self.block is not None, "asked of settings in a network"
         return {"method": str(self.method)} | own.get(
             self.method, {"block": self.block}
         )
@@ -64,7 +75,7 @@ class Settings:
         """Raises InputError if the settings make no sense for pictures of this side."""
         patch, stride = self.patch_and_stride(size)
         rules = (
-            ("block", self.block, 1, NUM_BLOCKS),
+            ("block", self.block or NUM_BLOCKS, 1, NUM_BLOCKS),
             ("steps", self.steps, 1, 10_000),
             ("patch", patch if self.patch is None else self.patch, 1, size),
             # A larger stride would leave pixels that no patch ever hides.

@@ -258,7 +258,7 @@ def _network(
             case vgg.BlockAverages(_, poolings):
                 means = [graph.add("GlobalAveragePool", pooled[at]) for at in poolings]
                 x = graph.add("Flatten", graph.add("Concat", *means, axis=1))
-                x = graph.add("Add", x, graph.constant("one", np.float32(1)))
+                x = graph.add("Add", x, graph.constant(f"{name}/one", np.float32(1)))
                 x = graph.add("Log", x, name=name)
             case vgg.Standardise():
                 raise AssertionError("a model in use has it in its dense layer")

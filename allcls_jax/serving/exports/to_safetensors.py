@@ -2,8 +2,8 @@
 
 Parameters have Keras' names and order of axes: `block1_conv1/kernel` is height, width,
 in, out. One key of the metadata holds JSON: the layers in their order, preprocessing,
-labels, temperature and thresholds. The part before the head is also what
-`--config.model.weights` takes.
+labels, temperature and thresholds. The part before the head, where it has all blocks,
+is also what `--config.model.weights` takes.
 """
 
 import dataclasses
@@ -50,14 +50,7 @@ def read(path: Path) -> Classifier:
         with safetensors.safe_open(path, framework="numpy") as file:
             told = json.loads((file.metadata() or {})[METADATA_KEY])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = vgg.VGG(
-            tuple(
-                _LAYERS[fields["layer"]](
-                    **{name: value for name, value in fields.items() if name != "layer"}
-                )
-                for fields in told["layers"]
-            )
-        )
+        network = vgg.VGG(tuple(map(_layer, told["layers"])))
         side = int(told["image_size"])
         return Classifier(
             network,
@@ -80,10 +73,22 @@ def read(path: Path) -> Classifier:
         ) from error
 
 
+def _layer(fields: dict[str, Any]) -> vgg.Layer:
+    """Returns a row of the table as it was before JSON, which has lists alone."""
+    # Of a list the table would have no hash, which whoever compiles for it asks for.
+    own: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in fields.items()
+        if name != "layer"
+    }
+    return _LAYERS[fields["layer"]](**own)
+
+
 def _write(model: Model, path: Path) -> None:
     arrays = vgg.flatten_params(host_params(model))
     variant = ModelName(model.record["model"]["name"])
-    stack = {name: arrays[name] for name in array_shapes(variant, top=False)}
+    names = array_shapes(variant, top=False)
+    stack = {name: arrays[name] for name in names if name in arrays}
     layers = [
         {"layer": type(layer).__name__, **dataclasses.asdict(layer)}
         for layer in model.classifier.model.layers

@@ -327,7 +327,7 @@ class _Job:
             ("patients", "patients"),
         )
         rows = [(what, f"{counts[name]:,}") for name, what in names]
-        terminal.show_table(str(self.out), ("", "number"), rows)
+        terminal.show_table(f"Predictions in {self.out}", ("", "number"), rows)
         if counts["failed"]:
             terminal.warn(
                 f"{counts['failed']:,} of {counts['images']:,} images could not be "

@@ -184,7 +184,7 @@ def _add_interface(app: FastAPI, service: Service) -> None:
     async def heat_map(
         name: str,
         method: str = METHODS[0],
-        block: str = "5",
+        block: str = "",
         threshold: str | None = None,
     ) -> Response:
         """Returns the heat map of a kept picture."""

@@ -205,7 +205,7 @@ EXPLAIN_FORM = {
                             "type": "integer",
                             "minimum": 1,
                             "maximum": 5,
-                            "default": 5,
+                            "description": "the network's last, if none is named",
                         },
                     },
                 }

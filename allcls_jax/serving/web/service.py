@@ -139,7 +139,7 @@ class Service:
             form = await read_form(stream, content_type, self.limits, take)
             settings = self._map_settings(
                 form.fields.get("method") or METHODS[0],
-                form.fields.get("block") or "5",
+                form.fields.get("block", ""),
                 form.fields.get("threshold"),
             )
             async with self._in_time():
@@ -161,7 +161,7 @@ class Service:
         Args:
           name: of the picture.
           method: of `METHODS`.
-          block: 1 to 5.
+          block: 1 to 5, or empty for the network's last.
           threshold: above which it is called ALL; its map is of what it is called.
 
         Raises:
@@ -298,10 +298,14 @@ class Service:
     ) -> dict[str, Any]:
         if method not in METHODS:
             raise InputError(f"method={method}: must be one of {', '.join(METHODS)}")
-        if block not in tuple("12345"):
+        if block not in ("", *"12345"):
             raise InputError(f"block={block}: must be a number from 1 to 5")
         above = self.model.threshold(threshold or None)
-        return {"method": method, "block": int(block), "threshold": above}
+        return {
+            "method": method,
+            "block": int(block) if block else None,
+            "threshold": above,
+        }
 
     async def _map(self, image: np.ndarray, settings: dict[str, Any]) -> bytes:
         if self._maps_waiting >= _MOST_MAPS:

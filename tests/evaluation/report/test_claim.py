@@ -4,7 +4,15 @@ import re
 import pytest
 
 from allcls_jax import DISCLAIMER
-from allcls_jax.config import AugmentConfig
+from allcls_jax.config import (
+    AugmentConfig,
+    Config,
+    OptimConfig,
+    OptimizerName,
+    Sampling,
+    Schedule,
+    TrainConfig,
+)
 from allcls_jax.evaluation.report import claim
 from allcls_jax.evaluation.report.answers import NOT_AVAILABLE, answers
 from allcls_jax.evaluation.report.record import read
@@ -80,6 +88,64 @@ def test_how_images_were_varied_is_told(tmp_path, workdir):
     del kept["augment"]
     (varied / "config.json").write_text(json.dumps(kept))
     assert "augmentation: none" in answers(read(varied))["training"]
+
+
+def fine_tuned() -> Config:
+    settings = report_folders.config()
+    settings.model.normalise_stain = True
+    settings.optim = OptimConfig(
+        name=OptimizerName.ADAMW,
+        learning_rate=3e-4,
+        schedule=Schedule.COSINE,
+        warmup=1.0,
+        weight_decay=0.05,
+        clip_norm=1.0,
+        ema=0.99,
+        trainable=(("block[12].*", False), ("block.*", 0.1), ("dense.*", True)),
+    )
+    settings.train = TrainConfig(
+        num_epochs=12, patience=4, sampling=Sampling.CLASSES, label_smoothing=0.05
+    )
+    return settings
+
+
+def test_all_that_a_recipe_sets_for_training_is_told(tmp_path):
+    settings = fine_tuned()
+    told = answers(read(report_folders.write_run(tmp_path / "a", settings=settings)))
+    assert told["training"].startswith(
+        "adamw, learning rate 0.0003 after 1 epoch of warm-up, then a cosine, weight "
+        "decay 0.05, gradients clipped at 1, running mean of parameters 0.99, batch "
+        "32, up to 12 epochs (stops after 4 without a lower validation loss), class "
+        "weights none, classes shown as often, label smoothing 0.05, augmentation: "
+        "none; stain of each cell normalised; trainable: block.* at 0.1 of the "
+        "learning rate, dense.*; models trained: 1; "
+    )
+    settings.optim.warmup = 0.0
+    settings.train.sampling = Sampling.PATIENTS
+    told = answers(read(report_folders.write_run(tmp_path / "b", settings=settings)))
+    assert "learning rate 0.0003, falling as a cosine, weight" in told["training"]
+    assert "classes shown as often, and patients within them," in told["training"]
+    settings.optim.warmup, settings.optim.schedule = 2.5, Schedule.CONSTANT
+    told = answers(read(report_folders.write_run(tmp_path / "c", settings=settings)))
+    assert "after 2.5 epochs of warm-up, weight decay" in told["training"]
+
+
+def test_what_a_recipe_leaves_as_it_is_is_not_told_nor_asked_of_older_runs(tmp_path):
+    expected = (
+        "adam, learning rate 0.0001, batch 32, 20 epochs, class weights none, "
+        "augmentation: none; trainable: (dense|standardise)_\\d+/.*; models trained: "
+        "1; "
+    )
+    run = report_folders.write_run(tmp_path / "run")
+    assert answers(read(run))["training"].startswith(expected)
+    kept = json.loads((run / "config.json").read_text())
+    del kept["augment"], kept["model"]["normalise_stain"]
+    for name in ("schedule", "warmup", "weight_decay", "clip_norm", "ema"):
+        del kept["optim"][name]
+    for name in ("patience", "sampling", "label_smoothing"):
+        del kept["train"][name]
+    (run / "config.json").write_text(json.dumps(kept))
+    assert answers(read(run))["training"].startswith(expected)
 
 
 def test_an_ensemble_is_told_beside_the_single_networks(workdir):
