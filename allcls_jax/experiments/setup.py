@@ -81,8 +81,11 @@ def open_data(config: Config) -> Data:
     # The rest keeps the images that it has of all.
     rows = without.rest(cells.table, splits.limit(cells.table, config.data.limit))
     kind = splits.split_kind(cells.table.take(rows), config.data)
-    # Rules may be broken by what was left open.
-    config = _with_batch_size(validate(config.resolved(cells.source, kind)))
+    asked, config = config, config.resolved(cells.source, kind)
+    # Rules may be broken by what was left open; but a pack may be of any source.
+    data = dataclasses.replace(config.data, source=asked.data.source)
+    validate(dataclasses.replace(config, data=data))
+    config = _with_batch_size(config)
     config.data.without = without.setting
     if kind is not SplitKind.IMAGE_COPIES:
         table = cells.table.take(rows)

@@ -74,3 +74,13 @@ def test_a_workdir_knows_whom_it_left_out_wherever_the_file_lies(tmp_path):
     workdir.check(tmp_path / "run", leaving_out("moved.json", names[:1]))
     with pytest.raises(InputError, match=r"data\.without: '@sha256"):
         workdir.check(tmp_path / "run", leaving_out("one.json", names[:2]))
+
+
+def test_a_warm_up_as_long_as_the_epochs_left_open_is_refused(tmp_path):
+    """Five, of synthetic cells; the learning rate would never be reached."""
+    config = Config(cache_dir=str(tmp_path))
+    config.data.image_size = 32
+    config.data.synthetic.num_images = 48
+    config.optim.warmup = 8.0
+    with pytest.raises(InputError, match=r"optim\.warmup = 8\.0: must be .* fewer"):
+        setup.open_data(config)

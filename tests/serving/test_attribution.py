@@ -464,8 +464,12 @@ def test_settings_that_make_no_sense_are_refused(wrong, words):
 def test_a_block_that_a_network_lacks_is_refused():
     network = classifier(*_shallow())
     with pytest.raises(InputError, match="--block=5: the network has no such block"):
-        attribute(network, cells(1), signs(1), Settings())
-    assert attribute(network, cells(1), signs(1), Settings(block=1)).values.any()
+        attribute(network, cells(1), signs(1), Settings(block=5))
+    known = attribute(network, cells(1), signs(1), Settings(block=1)).values
+    assert known.any()
+    # Where none is named, it is the last one that there is.
+    last = attribute(network, cells(1), signs(1), Settings()).values
+    np.testing.assert_array_equal(last, known)
 
 
 def test_settings_tell_what_was_used():

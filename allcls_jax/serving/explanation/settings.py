@@ -49,7 +49,8 @@ class Settings:
 
     def in_network(self, layers: Sequence[vgg.Layer]) -> "Settings":
         """Returns the settings with the last of these blocks, if none is named."""
-        if self.block is not None:
+        looks_at_blocks = self.method in (Method.GRADCAM, Method.GRADCAM_PLUS)
+        if self.block is not None or not looks_at_blocks:
             return self
         names = [layer.name for layer in layers if isinstance(layer, vgg.Conv)]
         return dataclasses.replace(self, block=vgg.block_of(names[-1]))
@@ -66,16 +67,16 @@ class Settings:
             Method.INTEGRATED_GRADIENTS: {"steps": self.steps, "baseline": "black"},
             Method.OCCLUSION: {"patch": patch, "stride": stride},
         }
+        if self.method in own:
+            return {"method": str(self.method)} | own[self.method]
         assert self.block is not None, "asked of settings in a network"
-        return {"method": str(self.method)} | own.get(
-            self.method, {"block": self.block}
-        )
+        return {"method": str(self.method), "block": self.block}
 
     def check(self, size: int) -> None:
         """Raises InputError if the settings make no sense for pictures of this side."""
         patch, stride = self.patch_and_stride(size)
         rules = (
-            ("block", self.block or NUM_BLOCKS, 1, NUM_BLOCKS),
+            ("block", NUM_BLOCKS if self.block is None else self.block, 1, NUM_BLOCKS),
             ("steps", self.steps, 1, 10_000),
             ("patch", patch if self.patch is None else self.patch, 1, size),
             # A larger stride would leave pixels that no patch ever hides.
