@@ -26,7 +26,7 @@ from allcls_jax.training import steps
 from allcls_jax.training.feed import Feed
 from allcls_jax.training.inputs import Features
 from allcls_jax.training.network import Network
-from allcls_jax.training.optim import learning_rate, make_optimizer, trainable_mask
+from allcls_jax.training.optim import make_optimizer, trainable_mask
 from allcls_jax.training.state import Sums, TrainState
 
 # Images of a batch where nothing is learnt.
@@ -279,17 +279,13 @@ class Heads:
                         smoothing=config.label_smoothing,
                     )
 
-                rate = learning_rate(
-                    optim,
-                    state.step,
-                    highest=settings.learning_rate,
-                    steps_per_epoch=settings.steps_per_epoch,
-                    total_steps=num_epochs * settings.steps_per_epoch,
+                pace = steps.Pace(
+                    settings.learning_rate,
+                    settings.weight_decay,
+                    settings.steps_per_epoch,
+                    num_epochs * settings.steps_per_epoch,
                 )
-                optimizer = make_optimizer(
-                    optim, shares, rate=rate, weight_decay=settings.weight_decay
-                )
-                new, _ = steps.update(state, objective, optimizer, mask, ema=optim.ema)
+                new, _ = steps.update(state, objective, optim, shares, pace)
                 # Where a head has fewer batches than another one, or fewer epochs, it
                 # waits.
                 real = (positions[0] != PADDING) & going_on

@@ -18,7 +18,6 @@ from allcls_jax.models.parts import split_at_learning
 from allcls_jax.models.preprocessing import Preprocessing
 from allcls_jax.models.vgg import VGG, Params
 from allcls_jax.training.optim import (
-    Mask,
     Shares,
     learning_rate,
     make_optimizer,
@@ -124,15 +123,13 @@ def make_steps(
                 smoothing=train.label_smoothing,
             )
 
-        rate = learning_rate(
-            optim,
-            state.step,
-            highest=optim.learning_rate,
-            steps_per_epoch=jnp.asarray(settings.steps_per_epoch),
-            total_steps=jnp.asarray(settings.total_steps),
+        pace = Pace(
+            optim.learning_rate,
+            optim.weight_decay,
+            jnp.asarray(settings.steps_per_epoch),
+            jnp.asarray(settings.total_steps),
         )
-        optimizer = make_optimizer(optim, shares, rate=rate)
-        return update(state, objective, optimizer, mask, ema=optim.ema)
+        return update(state, objective, optim, shares, pace)
 
     one, split = shardings.replicated, shardings.batch
     single = make_eval_step(model, preprocessing, shardings)
@@ -242,24 +239,47 @@ def mean_loss(
     return sums.loss / jnp.maximum(sums.count, 1), sums
 
 
+class Pace(NamedTuple):
+    """How fast parameters move.
+
+    Attributes:
+      learning_rate: the highest, at the end of the warm-up.
+      weight_decay: as of `OptimConfig`.
+      steps_per_epoch: () float32.
+      total_steps: () float32, of all epochs.
+    """
+
+    learning_rate: jax.Array | float
+    weight_decay: jax.Array | float
+    steps_per_epoch: jax.Array
+    total_steps: jax.Array
+
+
 def update(
     state: TrainState,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
-    mask: Mask,
-    *,
-    ema: float = 0.0,
+    optim: OptimConfig,
+    shares: Shares,
+    pace: Pace,
 ) -> tuple[TrainState, jax.Array]:
     """Returns the state after one step down the gradient, and the batch's mean loss.
 
     Args:
       state: before the step.
       objective: parameters → mean loss of the batch, and its sums.
-      optimizer: masked.
-      mask: which parameters are trained; the others keep their bits.
-      ema: share of the old in their running mean, less at first, so that the mean of a
-        few steps is one of these, and not of where training began.
+      optim: how parameters move.
+      shares: of the learning rate; parameters without one keep their bits.
+      pace: in place of the configuration's.
     """
+    mask = trainable_mask(shares)
+    rate = learning_rate(
+        optim,
+        state.step,
+        highest=pace.learning_rate,
+        steps_per_epoch=pace.steps_per_epoch,
+        total_steps=pace.total_steps,
+    )
+    optimizer = make_optimizer(optim, shares, rate=rate, weight_decay=pace.weight_decay)
 
     def loss(params: Params) -> tuple[jax.Array, Sums]:
         # Frozen gradients are zeros that cost nothing, even under a norm of all.
@@ -281,7 +301,9 @@ def update(
     )
     average = state.average
     if average is not None:
-        old = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+        # Less at first, so that the mean of a few steps is one of these, and not of
+        # where training began.
+        old = jnp.minimum(optim.ema, (1 + state.step) / (10 + state.step))
         average = jax.tree.map(
             lambda mean, p: old * mean + (1 - old) * p, average, trainable(params, mask)
         )

@@ -1,8 +1,5 @@
 """What no verb may answer with a traceback, or with half a file."""
 
-import contextlib
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ from allcls_jax.config import SyntheticConfig
 from allcls_jax.data import synthetic, transforms
 from allcls_jax.data.synthetic_fields import FieldSettings, draw
 from allcls_jax.serving import cli
+from tests.full_disk import room_for
 from tests.privileges import permissions_hold
 
 # Verb → what follows it, MODEL standing for the model and OUT for what is written.
@@ -48,17 +46,6 @@ def mistake(
         if line.startswith("error: ")
     ]
     return line
-
-
-@contextlib.contextmanager
-def room_for(num_bytes: int) -> Iterator[None]:
-    """The system itself refuses to let any file grow beyond this size."""
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, usual[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

@@ -1,13 +1,10 @@
-import contextlib
 import csv
 import json
 import os
-import resource
 import shutil
 import struct
 import tracemalloc
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from allcls_jax.serving.prediction import job as prediction_job
 from allcls_jax.serving.prediction import on_ray as predict_ray
 from allcls_jax.serving.prediction.job import Processes
 from tests.data import layouts, pictures
+from tests.full_disk import room_for
 from tests.privileges import permissions_hold
 
 NUMBER = 11
@@ -493,17 +491,6 @@ def test_what_lies_beside_is_not_overwritten_unasked(here, model: Model, name: s
         run(model)
     assert left_over() == [name]
     assert Path(name).read_text() == "mine"
-
-
-@contextlib.contextmanager
-def room_for(num_bytes: int) -> Iterator[None]:
-    """The system itself refuses to let any file grow beyond this size."""
-    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, usual[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
 # The list takes more than the first, the log of the rows more than the second.
