@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from allcls_jax.atomic import write_atomically
 from allcls_jax.data.cells import CellFile, DiskImage, ImageSource, Part
 from allcls_jax.errors import InputError
 
@@ -139,18 +140,13 @@ def walk(path: str, *, ordered: bool = True) -> Iterator[Found | Unlisted]:
 
 def write(path: Path, content: bytes) -> None:
     """Writes a file that is never half there; InputError if that is impossible."""
-    # The process id keeps two writers of one file apart.
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        write_atomically(path, content)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error}); make room, or name another folder"
+            f"{path}: cannot be written ({error.strerror}); make room, or name another "
+            "folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 def read_text(source: ImageSource) -> str:

@@ -5,7 +5,6 @@ disclaimer. The page of `report` draws the same figures as SVG.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -20,7 +19,6 @@ __all__ = [
     "curves",
     "ladder",
     "ladder_figure",
-    "save",
 ]
 
 _LADDER = {"accuracy": "accuracy", "weighted_f1": "weighted F1", "auroc": "AUROC"}
@@ -83,13 +81,6 @@ def ladder_figure(content: Mapping[str, Any]) -> Figure:
         if paper is None
         else plots_rows.Line(paper, f"the paper's accuracy, {paper:.4f}"),
     )
-
-
-def save(path: Path, png: bytes) -> None:
-    """Writes a picture beside its place and renames it."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_bytes(png)
-    beside.replace(path)
 
 
 @styled

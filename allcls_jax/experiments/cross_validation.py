@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.config import Config, ExperimentConfig, SplitKind
 from allcls_jax.data import partition_file
 from allcls_jax.data.cells import Part
@@ -41,7 +42,6 @@ from allcls_jax.experiments.setup import (
 from allcls_jax.experiments.training import CHECKPOINTS, Run
 from allcls_jax.training import placement, sharding
 from allcls_jax.training.checkpoint import Checkpoints
-from allcls_jax.training.writers import write_atomically
 
 _NAMES = {
     SplitKind.HELD_OUT: "preliminary part",

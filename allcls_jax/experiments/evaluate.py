@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from allcls_jax import DISCLAIMER, config_files, terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.config import Config, DataSource, SplitKind
 from allcls_jax.data import left_out, partition_file, prepare, splits
 from allcls_jax.data.groups import find_groups
@@ -27,7 +28,6 @@ from allcls_jax.experiments.provenance import provenance
 from allcls_jax.experiments.trained_network import restore
 from allcls_jax.training import inputs, sharding
 from allcls_jax.training.network import build
-from allcls_jax.training.writers import write_atomically
 
 
 def evaluate(config: Config, workdir: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.atomic import write_atomically, write_json
 from allcls_jax.config import Config, ExperimentKind, SplitKind
 from allcls_jax.config_rules import NUM_OFFICIAL_FOLDS
 from allcls_jax.data.cells import ALL, NO_FOLD, Part
@@ -30,7 +31,6 @@ from allcls_jax.experiments.cross_validation import cross_validate
 from allcls_jax.experiments.provenance import provenance
 from allcls_jax.experiments.setup import open_data
 from allcls_jax.training import sharding
-from allcls_jax.training.writers import write_json
 
 LADDER_FILE = "ladder.json"
 
@@ -159,7 +159,7 @@ def _conclude(
         "provenance": provenance(),
         "disclaimer": DISCLAIMER,
     }
-    plots.save(workdir / "ladder.png", plots.ladder(content, "; ".join(notes)))
+    write_atomically(workdir / "ladder.png", plots.ladder(content, "; ".join(notes)))
     write_json(workdir / LADDER_FILE, content)
     _show(content, workdir)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.atomic import write_atomically, write_json
 from allcls_jax.config import Config, DataSource
 from allcls_jax.data.cells import CellTable
 from allcls_jax.data.packing import PackedCells
@@ -14,7 +15,6 @@ from allcls_jax.evaluation import assessment, plots
 from allcls_jax.evaluation.predictions import Predictions
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments.setup import Data
-from allcls_jax.training.writers import write_atomically, write_json
 
 PREDICTIONS_FILE = "predictions.csv"
 RESULTS_FILE = "results.json"
@@ -109,9 +109,9 @@ def write(
     data, note = results["data"], "; ".join(results["notes"])
     title = f"Test: {data['test_set']}" + (" (leaky)" if data["leaky"] else "")
     picture = plots.confusion_matrix(results["test"]["confusion_matrix"], title, note)
-    plots.save(folder / "confusion_matrix.png", picture)
+    write_atomically(folder / "confusion_matrix.png", picture)
     if curves is not None:
-        plots.save(folder / "curves.png", curves)
+        write_atomically(folder / "curves.png", curves)
     write_json(folder / RESULTS_FILE, results)
 
 

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from allcls_jax import terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.config import Config, ExperimentKind, SplitKind
 from allcls_jax.config_files import override
 from allcls_jax.config_rules import validate
@@ -31,7 +32,6 @@ from allcls_jax.experiments.cross_validation import cross_validate
 from allcls_jax.experiments.setup import Data, open_data
 from allcls_jax.experiments.sweep_ranking import BASE, LEFT_OUT_FILE
 from allcls_jax.training import sharding
-from allcls_jax.training.writers import write_atomically
 
 # What a candidate may set. The rest says who is trained and tested, and how figures are
 # reported, which must be the same for all.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.atomic import write_atomically, write_json
 from allcls_jax.data import left_out
 from allcls_jax.errors import list_problems
 from allcls_jax.evaluation.assessment import interval
@@ -25,7 +26,6 @@ from allcls_jax.evaluation.predictions import Predictions
 from allcls_jax.evaluation.predictions import read as read_predictions
 from allcls_jax.experiments import results as outputs
 from allcls_jax.experiments.provenance import provenance
-from allcls_jax.training.writers import write_atomically, write_json
 
 LEFT_OUT_FILE = "left_out.json"
 RANKING_FILE = "ranking.json"

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from allcls_jax import terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.config import ClassWeights, Config, HeadKind
 from allcls_jax.data import partition_file, pipeline
 from allcls_jax.data.cells import ALL, HEM
@@ -36,7 +37,7 @@ from allcls_jax.training import (
 )
 from allcls_jax.training.checkpoint import Checkpoints
 from allcls_jax.training.heads import Head, Heads
-from allcls_jax.training.writers import MetricsLog, Record, write_atomically
+from allcls_jax.training.writers import MetricsLog, Record
 
 CHECKPOINTS = "checkpoints"
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allcls_jax import config_files
+from allcls_jax.atomic import write_atomically
 from allcls_jax.config import Config
 from allcls_jax.errors import InputError
 from allcls_jax.locking import alone_in
-from allcls_jax.training.writers import write_atomically
 
 CONFIG_FILE = "config.json"
 

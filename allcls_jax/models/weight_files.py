@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 
 from allcls_jax.config import ModelName
+from allcls_jax.data import files
 from allcls_jax.errors import InputError, list_problems
 from allcls_jax.models import vgg
 from allcls_jax.models.preprocessing import Preprocessing, preprocessing_from_json
@@ -144,20 +145,9 @@ def write_safetensors(weights: WeightFile, path: str | os.PathLike[str]) -> None
         "source_sha256": weights.source_sha256,
         "arrays_sha256": arrays_sha256(arrays),
     }
-    content = safetensors.numpy.save(arrays, {METADATA_KEY: json.dumps(origin)})
-    # The process id keeps two writers of one file apart.
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({_reason(error)}); give a folder that exists "
-            "and has room"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+    files.write(
+        path, safetensors.numpy.save(arrays, {METADATA_KEY: json.dumps(origin)})
+    )
 
 
 def arrays_sha256(arrays: Mapping[str, np.ndarray]) -> str:

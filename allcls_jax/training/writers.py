@@ -8,12 +8,11 @@ step is doubled or missing. Records hold nothing that depends on time or machine
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from allcls_jax.atomic import write_atomically
 from allcls_jax.errors import InputError
 
 Record = dict[str, int | float]  # "epoch", "step" and mean values
@@ -103,31 +102,6 @@ def read_history(workdir: Path) -> list[Record]:
             f"{workdir / METRICS_FILE}: damaged ({error}); give another --workdir"
         ) from error
     return records
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file beside its place and renames it; text becomes UTF-8.
-
-    Raises:
-      OSError: naming the file's place, if it cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any] | Sequence[Any]) -> None:
-    """Writes indented JSON atomically; NaN and infinity are refused."""
-    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _line(record: Record) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from allcls_jax.data.encoding import encode
 from allcls_jax.data.groups import find_groups
 from allcls_jax.data.inspection import Inspected
 from tests.data import layouts, pictures, planted
+from tests.full_disk import room_for
 
 
 class Row(NamedTuple):
@@ -534,23 +536,21 @@ def test_what_is_written_is_whole_or_not_there(
     out = folder / "audit.json"
     out.write_text("as it was")
 
-    def interrupted(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def interrupted(_: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", interrupted)
+        patched.setattr(os, "fsync", interrupted)
         assert audit.main([str(source), "--out", str(out)]) == 130
     assert out.read_text() == "as it was"
     assert [file.name for file in folder.iterdir()] == ["audit.json"]
-    real, names = Path.write_bytes, []
+    real, names = Path.replace, []
 
-    def watched(path: Path, data: bytes) -> int:
+    def watched(path: Path, target: Path) -> Path:
         names.append(path.name)
-        return real(path, data)
+        return real(path, target)
 
-    monkeypatch.setattr(Path, "write_bytes", watched)
+    monkeypatch.setattr(Path, "replace", watched)
     assert audit.main([str(source), "--out", str(out)]) == 0
     # Neither is written in its place.
     assert len(names) == 2
@@ -559,22 +559,14 @@ def test_what_is_written_is_whole_or_not_there(
     assert json.loads(out.read_text())["data"]["images"] == 2
 
 
-def test_a_full_disk_is_told(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
+def test_a_full_disk_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     source = write(tmp_path / "cells", {"1.png": final(png(0))})
-
-    def full(path: Path, data: bytes) -> int:
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert audit.main([str(source), "--out", str(tmp_path / "a.json")]) == 2
+    with room_for(400):
+        assert audit.main([str(source), "--out", str(tmp_path / "a.json")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "No space left" in error
-    assert "a.json: cannot be written" in error
+    assert "a.json: cannot be written (File too large)" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["cells"]
 
 
 @pytest.mark.parametrize(

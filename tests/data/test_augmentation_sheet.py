@@ -109,7 +109,7 @@ def test_the_sheet_has_its_rows_and_columns(
     # Beside the labels, runs of rows with a picture's black in them: one for each row.
     black = (sheet[:, 260:400] == 0).all(-1).any(1)
     assert np.count_nonzero(np.diff(black.astype(int)) == 1) == len(rows)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not [path for path in out.parent.iterdir() if out.name in path.name[1:]]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from allcls_jax import DISCLAIMER
+from allcls_jax.atomic import write_atomically
 from allcls_jax.evaluation import plots, plots_curves, plots_rows
 from allcls_jax.evaluation.plots_rows import Line, Point
 from allcls_jax.evaluation.plots_style import CLASSES, SERIES, to_svg
@@ -41,7 +42,7 @@ def test_a_run_leaves_png_pictures(tmp_path):
     }
     for name, png in pictures.items():
         assert png.startswith(PNG), name
-        plots.save(tmp_path / f"{name}.png", png)
+        write_atomically(tmp_path / f"{name}.png", png)
         assert (tmp_path / f"{name}.png").read_bytes() == png
     assert len(list(tmp_path.iterdir())) == len(pictures)
 

@@ -350,21 +350,23 @@ def test_a_folder_that_is_missing_is_named_on_writing(
         write_safetensors(read_weights(ours), tmp_path / "nowhere" / "x.safetensors")
 
 
-@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+@pytest.mark.parametrize("step", ["open", "replace"])
 def test_a_failed_write_leaves_the_old_file(
     step: str, ours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, before = read_weights(ours), ours.read_bytes()
+    there = sorted(ours.parent.iterdir())
 
-    def full(self: Path, _: Any) -> None:
+    def full(self: Path, *_: Any) -> None:
         self.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, step, full)
     with pytest.raises(InputError, match="No space left"):
         write_safetensors(weights, ours)
+    monkeypatch.undo()
     assert ours.read_bytes() == before
-    assert not list(ours.parent.glob("*.tmp"))
+    assert sorted(ours.parent.iterdir()) == there
 
 
 def test_a_changed_array_of_ours_is_noticed(ours: Path) -> None:

@@ -6,6 +6,7 @@ other image, label or patient enters.
 """
 
 import hashlib
+import io
 import os
 import zipfile
 from collections import deque
@@ -18,6 +19,7 @@ import numpy as np
 from scipy import ndimage
 
 from allcls_jax import terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.data.cells import CellTable
 from allcls_jax.errors import InputError
 from allcls_jax.evaluation.baselines import classical
@@ -232,13 +234,9 @@ def _read(path: Path, number: int) -> np.ndarray:
 def _write(path: Path, values: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                np.savez_compressed(file, values=values)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        file = io.BytesIO()
+        np.savez_compressed(file, values=values)
+        write_atomically(path, file.getvalue())
     except OSError as error:
         raise InputError(
             f"{path}: descriptors cannot be kept there ({error}); make room, or give "

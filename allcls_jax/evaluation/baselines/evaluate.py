@@ -19,6 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from allcls_jax import DISCLAIMER, command_line, config_files, terminal
+from allcls_jax.atomic import write_atomically, write_json
 from allcls_jax.config import Config
 from allcls_jax.config_rules import validate
 from allcls_jax.data.packing import PackedCells
@@ -30,7 +31,6 @@ from allcls_jax.evaluation.baselines import inputs as of_cells
 from allcls_jax.evaluation.baselines.inputs import PartitionRows, Uses
 from allcls_jax.evaluation.predictions import Predictions, Run
 from allcls_jax.training import inputs
-from allcls_jax.training.writers import write_atomically, write_json
 
 FOLDER = "baselines"
 FILE = "baselines.json"

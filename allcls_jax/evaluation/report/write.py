@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from allcls_jax import DISCLAIMER, terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
 from allcls_jax.evaluation.report import claim, comparison, model_card
@@ -24,7 +25,6 @@ from allcls_jax.evaluation.report.pictures_rows import ROW_PICTURES
 from allcls_jax.evaluation.report.record import LADDER, Folder, read
 from allcls_jax.evaluation.report.rendering import page
 from allcls_jax.evaluation.report.tables import KINDS, RUN_ITEMS
-from allcls_jax.training.writers import write_atomically
 
 REPORT_FILE = "report.html"
 MODEL_CARD_FILE = "model_card.md"

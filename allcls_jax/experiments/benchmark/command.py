@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from allcls_jax import terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.command_line import Parser, run
 from allcls_jax.errors import InputError
 from allcls_jax.experiments.benchmark import record as records
@@ -179,13 +180,12 @@ def _measure(
 
 def _publish(args: argparse.Namespace) -> None:
     """Shows what the file holds: on the terminal, as a picture, in the README."""
-    from allcls_jax.evaluation import plots
     from allcls_jax.experiments.benchmark import table
 
     found = records.read(args.out)
     for one in found.values():
         table.show(one)
-    plots.save(args.out.with_suffix(".png"), table.picture(found))
+    write_atomically(args.out.with_suffix(".png"), table.picture(found))
     if args.readme is not None:
         table.rewrite(args.readme, found)
     terminal.say(f"Written: {args.out} and {args.out.with_suffix('.png')}")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from allcls_jax.atomic import write_atomically
 from allcls_jax.errors import InputError
 
 # Raise it when a key of the file changes its meaning.
@@ -198,9 +199,6 @@ def write(path: Path, record: Record) -> None:
         },
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # Here, since every worker imports this module, and a cold process is timed.
-    from allcls_jax.training.writers import write_atomically
-
     write_atomically(path, text)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from allcls_jax import terminal
+from allcls_jax.atomic import write_atomically
 from allcls_jax.errors import InputError
 from allcls_jax.evaluation import plots_benchmark, plots_style
 from allcls_jax.experiments.benchmark.catalog import CATALOG
@@ -18,7 +19,6 @@ from allcls_jax.experiments.benchmark.record import (
     Row,
     advantage,
 )
-from allcls_jax.training.writers import write_atomically
 
 BEGIN, END = "<!-- benchmark begin -->", "<!-- benchmark end -->"
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from allcls_jax import DISCLAIMER, __version__, terminal
+from allcls_jax.atomic import write_json
 from allcls_jax.data.threads import ahead_in_threads
 from allcls_jax.errors import InputError
 from allcls_jax.serving.explanation import pictures, words
@@ -39,7 +40,6 @@ from allcls_jax.serving.explanation.settings import Method, Settings
 from allcls_jax.serving.model import Cell, Model, Prediction, failed
 from allcls_jax.serving.out_folder import check_out, pictures_outside, unique_stem
 from allcls_jax.serving.prediction.inputs import Picture, write_list
-from allcls_jax.training.writers import write_json
 
 LIMIT = 36
 

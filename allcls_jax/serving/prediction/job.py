@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from allcls_jax import DISCLAIMER, __version__, terminal
+from allcls_jax.atomic import write_json
 from allcls_jax.errors import InputError, explain_failure
 from allcls_jax.experiments.provenance import provenance
 from allcls_jax.serving.arguments import COVERAGE
@@ -25,7 +26,6 @@ from allcls_jax.serving.prediction.inputs import PictureList, write_list
 from allcls_jax.serving.prediction.rows import Rows
 from allcls_jax.serving.prediction.tables import Row
 from allcls_jax.serving.prediction.work_log import WorkLog
-from allcls_jax.training.writers import write_json
 
 # Pictures whose rows are put on the disk together; so many are lost at most by a stop.
 BLOCK_SIZE = 256

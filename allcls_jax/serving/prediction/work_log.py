@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from allcls_jax.atomic import write_json
 from allcls_jax.errors import InputError, list_problems
 from allcls_jax.locking import alone_in, locked
 from allcls_jax.serving.prediction.tables import Row
-from allcls_jax.training.writers import write_json
 
 _JOB, _LOCK, _ROWS = "job.json", "lock", "rows.jsonl"
 _WAITING = "waiting for another process of this job"

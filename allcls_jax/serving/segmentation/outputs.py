@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from allcls_jax import DISCLAIMER, __version__
+from allcls_jax.atomic import write_atomically, write_json
 from allcls_jax.data import transforms
 from allcls_jax.serving.model import Prediction
 from allcls_jax.serving.out_folder import check_foreign, own_name
 from allcls_jax.serving.segmentation import overlay as segment_overlay
 from allcls_jax.serving.segmentation.nuclei import CAVEAT, Segmentation
-from allcls_jax.training.writers import write_atomically, write_json
 
 TABLE_FILE, RECORD_FILE = "cells.csv", "segment.json"
 
