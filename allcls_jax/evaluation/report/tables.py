@@ -218,7 +218,7 @@ def layers(folder: Folder) -> Table:
         if name in numbers
     ]
     return Table(
-        caption="Layers, as in the paper's figure 7",
+        caption="Layers",
         header=("Layer", "Output", "Parameters", "State"),
         rows=[*rows, *totals],
         strong=frozenset(range(len(rows), len(rows) + len(totals))),
