@@ -73,7 +73,10 @@ def winograd_runs(dtype: Any) -> bool:
 
 
 def winograd(
-    images: jax.Array, convolutions: Sequence[Mapping[str, jax.Array]]
+    images: jax.Array,
+    convolutions: Sequence[Mapping[str, jax.Array]],
+    *,
+    at_once: bool = False,
 ) -> jax.Array:
     """Returns what a block of 3x3 convolutions, each with ReLU, and max pooling gives.
 
@@ -82,6 +85,8 @@ def winograd(
     Args:
       images: (n, height, width, channels) float32.
       convolutions: `kernel` (3, 3, channels, channels of the next) and `bias` of each.
+      at_once: whether all images go through a layer before the next one, which suits a
+        gradient; otherwise few at a time go through all layers, which suits the cache.
 
     Returns:
       (n, height // 2, width // 2, channels of the last) float32.
@@ -101,7 +106,7 @@ def winograd(
             x = jax.nn.relu(products(x, kernel) + convolution["bias"])
         return max_pool(x)
 
-    if all(kernel.ndim == 4 for kernel in kernels):
+    if at_once or all(kernel.ndim == 4 for kernel in kernels):
         return run(images)
     return _in_parts(run, images, max(1, _TILES_AT_A_TIME // tiles))
 

@@ -211,7 +211,7 @@ class VGG(nn.Module):
         """
         x = images.astype(self.dtype)
         named: dict[str, jax.Array] = dict(earlier or {})
-        in_blocks = not train and self._runs_in_blocks()
+        in_blocks = self._runs_in_blocks()
         block: list[dict[str, jax.Array]] = []
         for layer in self.layers:
             match layer:
@@ -221,7 +221,10 @@ class VGG(nn.Module):
                     conv = nn.Conv(channels, (3, 3), dtype=self.dtype, name=name)
                     x = nn.relu(conv(x))
                 case MaxPool(name):
-                    x = blocks.winograd(x, block) if block else blocks.max_pool(x)
+                    if block:
+                        x = blocks.winograd(x, block, at_once=train)
+                    else:
+                        x = blocks.max_pool(x)
                     named[name], block = x, []
                 case Flatten():
                     x = named["features"] = jax.lax.collapse(x, 1).astype(jnp.float32)

@@ -1,5 +1,6 @@
 """Max pooling, and the faster block against its plain twin."""
 
+import functools
 import itertools
 
 import jax
@@ -114,7 +115,8 @@ def test_a_block_in_fewer_multiplications_is_the_plain_one(shape):
     np.testing.assert_allclose(block, expected, rtol=0, atol=1e-4 * expected.max())
 
 
-def test_the_gradient_of_the_faster_block_is_the_plain_ones():
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_gradient_of_the_faster_block_is_the_plain_ones(at_once):
     convolutions = as_float32(draw_block(64, 64))
     images = jnp.asarray(draw(5, 18, 22, 64))
 
@@ -124,9 +126,10 @@ def test_the_gradient_of_the_faster_block_is_the_plain_ones():
 
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(images, convolutions)
 
-    assert multiplies_fewer(images, convolutions)
+    faster = functools.partial(blocks.winograd, at_once=at_once)
+    assert "conv_general_dilated" not in operations(faster, images, convolutions)
     for value, expected in zip(
-        jax.tree.leaves(gradients(blocks.winograd)),
+        jax.tree.leaves(gradients(faster)),
         jax.tree.leaves(gradients(plain_block)),
         strict=True,
     ):
@@ -146,7 +149,8 @@ def test_what_would_not_gain_is_computed_plainly(shape, channels):
     np.testing.assert_array_equal(block, jax.jit(plain_block)(images, convolutions))
 
 
-def test_the_whole_stack_is_the_plain_one():
+@pytest.mark.parametrize("train", [False, True])
+def test_the_whole_stack_is_the_plain_one(train, monkeypatch):
     model = vgg.VGG(vgg.conv_stack(ModelName.VGG19))
     params = vgg.init_params(vgg.param_shapes(model, 64), seed=0)
     levels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3))
@@ -155,11 +159,13 @@ def test_the_whole_stack_is_the_plain_one():
     levels[:, :8] = levels[:, -8:] = levels[:, :, :8] = levels[:, :, -8:] = 0
     images = CAFFE(levels.astype(np.uint8))
 
-    def run(images, *, train):
+    def run():
         apply = jax.jit(lambda p, x: model.apply({"params": p}, x, train=train))
         return apply(params, images)[1]
 
-    plain, faster = run(images, train=True), run(images, train=False)
+    faster = run()
+    monkeypatch.setattr(blocks, "winograd_runs", lambda dtype: False)
+    plain = run()
     assert set(faster) == {f"block{i}_pool" for i in range(1, 6)} | {"logits"}
     for name, expected in plain.items():
         assert faster[name].dtype == jnp.float32
@@ -175,14 +181,14 @@ def conv_count(model, images, **apply):
     return text.count("conv_general_dilated")
 
 
-def test_training_other_types_and_other_devices_take_the_plain_path(monkeypatch):
+def test_other_types_and_other_devices_take_the_plain_path(monkeypatch):
     layers = vgg.conv_stack(ModelName.VGG16) + vgg.head(HeadKind.GAP, 0.0)
     images = jax.ShapeDtypeStruct((8, 64, 64, 3), jnp.float32)
     model = vgg.VGG(layers)
     # The first layer has few channels, the last two blocks have few tiles.
     assert conv_count(model, images) == 1 + 3 + 3
     rngs = {"dropout": jax.random.key(0)}
-    assert conv_count(model, images, train=True, rngs=rngs) == 13
+    assert conv_count(model, images, train=True, rngs=rngs) == 1 + 3 + 3
     assert conv_count(vgg.VGG(layers, dtype=jnp.bfloat16), images) == 13
     with monkeypatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 2)
