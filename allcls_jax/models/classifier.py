@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from allcls_jax.data.cells import ALL, HEM
-from allcls_jax.models import parts, test_time_views, vgg
+from allcls_jax.models import test_time_views, vgg
 from allcls_jax.models.preprocessing import Preprocessing
 
 
@@ -57,19 +57,18 @@ class Classifier:
     ) -> tuple[jax.Array, jax.Array]:
         """Returns logits (n, 2) and calibrated P(ALL) (n,), float32, computed plainly.
 
-        As in training, save for dropout, each convolution is computed as everybody
-        computes it, and not as is fast on a CPU, whose rounding would take up half of
-        what an export may differ; and in float32, whatever the network's own type.
+        Each convolution is computed as everybody computes it, and not as is fast on a
+        CPU, whose rounding would take up half of what an export may differ; and in
+        float32, whatever the network's own type.
 
         Args:
           images: as for `logits`.
           params: of all layers.
         """
-        network = vgg.VGG(parts.without_dropout(self.model).layers)
+        network = vgg.VGG(self.model.layers, plain=True)
 
         def plainly(images: jax.Array) -> jax.Array:
-            inputs = self.preprocessing(images)
-            output: Any = network.apply({"params": params}, inputs, train=True)
+            output: Any = network.apply({"params": params}, self.preprocessing(images))
             return output[0]
 
         logits = test_time_views.mean_logits(plainly, images, self.views)

@@ -12,7 +12,6 @@ from allcls_jax.models.vgg import (
     BlockAverages,
     Conv,
     Dense,
-    Dropout,
     MaxPool,
     Params,
     Pooling,
@@ -66,12 +65,6 @@ def _cut(model: VGG, behind: int) -> tuple[VGG, VGG]:
         VGG(first, dtype=model.dtype),
         VGG(rest, dtype=model.dtype) if convolves else VGG(rest),
     )
-
-
-def without_dropout(model: VGG) -> VGG:
-    """Returns the network with nothing drawn, so that `train` changes no output."""
-    kept = tuple(x for x in model.layers if not isinstance(x, Dropout))
-    return VGG(kept, dtype=model.dtype)
 
 
 def standardised(params: Params, features: np.ndarray) -> Params:

@@ -181,10 +181,13 @@ class VGG(nn.Module):
       layers: such as `conv_stack(name) + head(kind, dropout)`.
       dtype: in which the convolutions are computed. Parameters, and all that follows
         the convolutional stack, are float32.
+      plain: whether to compute each convolution as XLA does, where another way is
+        faster.
     """
 
     layers: tuple[Layer, ...]
     dtype: Any = jnp.float32
+    plain: bool = False
 
     @nn.compact
     def __call__(
@@ -256,7 +259,8 @@ class VGG(nn.Module):
             if isinstance(layer, Conv)
         )
         return (
-            ends_in_pooling
+            not self.plain
+            and ends_in_pooling
             and blocks.winograd_runs(self.dtype)
             and not self.is_initializing()
         )

@@ -36,6 +36,12 @@ def events(folder: Path, *flags: str) -> dict[str, int]:
     return json.loads((folder / "events.json").read_text())
 
 
+@pytest.fixture(autouse=True)
+def _nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is kept where the program keeps it, not where the tests do."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+
+
 KINDS = {"heads": (), "whole": ("--config.train.cache_features=false",)}
 
 

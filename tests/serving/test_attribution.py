@@ -430,7 +430,7 @@ def test_a_network_of_bfloat16_is_explained_in_float32():
 def test_gradients_do_not_go_through_the_fast_blocks(monkeypatch):
     """Winograd's products round otherwise, and gradients feel it."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, at_once: bool) -> None:
         raise AssertionError("the fast way was taken")
 
     monkeypatch.setattr(blocks, "winograd", refuse)
