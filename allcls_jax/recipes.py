@@ -54,6 +54,7 @@ def _ladder(config: Config) -> None:
 
 def _best(config: Config) -> None:
     """What was best on patients never seen, of all that was tried without a GPU."""
+    config.data.crop = 300
     config.model.head = HeadKind.BLOCKS
     config.model.blocks = 4
     config.optim.name = OptimizerName.ADAMW
@@ -116,6 +117,7 @@ def _sweep(config: Config) -> None:
         ("patients", (*cosine, "train.sampling=patients")),
         ("weights", (*best, "train.class_weights=balanced")),
         ("stain", (*best, "model.normalise_stain=true")),
+        ("cropped", (*best, "data.crop=300")),
         ("paper", ("model.head=flatten", "optim.learning_rate=1e-4")),
     )
 
@@ -146,6 +148,7 @@ def _sweep_tuning(config: Config) -> None:
         ("patients", ("train.sampling=patients",)),
         ("as-they-are", ("train.sampling=images",)),
         ("longer", ("train.num_epochs=24", "train.patience=8")),
+        ("cropped", ("data.crop=300",)),
         ("larger", ("data.image_size=320", "train.batch_size=16")),
     )
 
