@@ -1,5 +1,6 @@
 """The notebook of the tour runs from its first cell to its last, without a network."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -34,14 +35,22 @@ def test_the_tour_runs_and_shows_what_it_showed(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     shown = _kinds(NOTEBOOK)
-    assert sum("image/jpeg" in kind for kind in shown) == 3
+    outputs = itertools.chain.from_iterable(shown)
+    assert sum("image/jpeg" in kinds for kinds in outputs) == 3
     assert _kinds(tmp_path / "executed.ipynb") == shown
 
 
-def _kinds(path: Path) -> list[list[str]]:
-    """Returns the kinds in which each output of a notebook is there."""
+def _kinds(path: Path) -> list[list[list[str]]]:
+    """Returns, for each cell of a notebook, the kinds in which its outputs are there.
+
+    What a cell prints is one output or several, as it comes to be read.
+    """
     return [
-        sorted(output.get("data", {output["output_type"]: None}))
+        [kinds for kinds, _ in itertools.groupby(map(_kinds_of, cell.outputs))]
         for cell in nbformat.read(path, 4).cells
-        for output in cell.get("outputs", [])
+        if cell.cell_type == "code"
     ]
+
+
+def _kinds_of(output: nbformat.NotebookNode) -> list[str]:
+    return sorted(output.get("data", {output["output_type"]: None}))
