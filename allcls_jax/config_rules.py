@@ -232,6 +232,12 @@ def _problems(config: Config) -> Iterator[str]:
         yield from out_of_range(
             name, value, "at least 0 and below 1", ok=0 <= value < 1
         )
+    yield from out_of_range(
+        "train.mixup",
+        train.mixup,
+        "0 for none, or above 0 and finite",
+        ok=0 <= train.mixup < float("inf"),
+    )
     epochs = train.num_epochs
     yield from out_of_range(
         "optim.warmup",

@@ -162,6 +162,9 @@ def test_an_unknown_variant_is_answered_with_the_known_ones():
         (Config(optim=OptimConfig(trainable=(("(", True),))), "no pattern"),
         (Config(train=TrainConfig(batch_size=0)), "train.batch_size = 0"),
         (Config(train=TrainConfig(num_epochs=0)), "train.num_epochs = 0"),
+        (Config(train=TrainConfig(mixup=-0.2)), "train.mixup = -0.2"),
+        (Config(train=TrainConfig(mixup=float("inf"))), "train.mixup = inf"),
+        (Config(train=TrainConfig(mixup=float("nan"))), "train.mixup = nan"),
     ],
 )
 def test_a_broken_rule_is_named_with_its_value(config, named):

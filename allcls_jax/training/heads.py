@@ -21,8 +21,8 @@ from allcls_jax.data.cells import ALL, CellTable
 from allcls_jax.data.pipeline import PADDING, Order, in_batches, steps_per_epoch
 from allcls_jax.models.parts import split_at_learning
 from allcls_jax.models.vgg import NUM_CLASSES, VGG, Params, layer_table
+from allcls_jax.training import mixing, steps
 from allcls_jax.training import state as states
-from allcls_jax.training import steps
 from allcls_jax.training.feed import Feed
 from allcls_jax.training.inputs import Features
 from allcls_jax.training.network import Network
@@ -260,7 +260,9 @@ class Heads:
                 state: TrainState, positions: jax.Array
             ) -> tuple[TrainState, None]:
                 valid = (positions != PADDING).astype(jnp.float32)
-                values = features[positions].reshape(-1, *shape)
+                key = steps.random_stream("mixup", settings.seed, state.step)
+                mixed = mixing.draw(key, valid, config.mixup)
+                values = mixing.mix(features[positions].reshape(-1, *shape), mixed)
 
                 def objective(params: Params) -> tuple[jax.Array, Sums]:
                     key = steps.random_stream("dropout", settings.seed, state.step)
@@ -277,6 +279,7 @@ class Heads:
                         valid,
                         settings.class_weights,
                         smoothing=config.label_smoothing,
+                        mixed=mixed,
                     )
 
                 pace = steps.Pace(

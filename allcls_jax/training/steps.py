@@ -17,6 +17,7 @@ from allcls_jax.models import test_time_views
 from allcls_jax.models.parts import split_at_learning
 from allcls_jax.models.preprocessing import Preprocessing
 from allcls_jax.models.vgg import VGG, Params
+from allcls_jax.training import mixing
 from allcls_jax.training.optim import (
     Shares,
     learning_rate,
@@ -93,7 +94,7 @@ def make_steps(
       shares: of the learning rate, for each parameter; or a mask.
       shardings: where state and batches lie.
       augment: how training images vary; their views come with the batch.
-      train: says how labels are smoothed.
+      train: says how labels are smoothed and images mixed.
       views: as of `EvaluationConfig`.
     """
     mask = trainable_mask(shares)
@@ -107,13 +108,18 @@ def make_steps(
     ) -> tuple[TrainState, jax.Array]:
         key = random_stream("augmentation", settings.seed, state.step)
         images = augmentation.augment(_images(batch, resident), key, augment)
+        key = random_stream("mixup", settings.seed, state.step)
+        mixed = mixing.draw(key, batch["mask"], train.mixup)
 
         def objective(params: Params) -> tuple[jax.Array, Sums]:
             key = random_stream("dropout", settings.seed, state.step)
             # What is frozen is run as in evaluation, the fastest way that there is.
             values, _ = fixed.apply({"params": params}, preprocessing(images))
             logits, _ = learning.apply(
-                {"params": params}, values, train=True, rngs={"dropout": key}
+                {"params": params},
+                mixing.mix(values, mixed),
+                train=True,
+                rngs={"dropout": key},
             )
             return mean_loss(
                 logits,
@@ -121,6 +127,7 @@ def make_steps(
                 batch["mask"],
                 settings.class_weights,
                 smoothing=train.label_smoothing,
+                mixed=mixed,
             )
 
         pace = Pace(
@@ -212,6 +219,7 @@ def mean_loss(
     per_class: jax.Array | np.ndarray,
     *,
     smoothing: float = 0.0,
+    mixed: mixing.Mixing | None = None,
 ) -> tuple[jax.Array, Sums]:
     """Returns the cross-entropy of a batch.
 
@@ -222,18 +230,32 @@ def mean_loss(
       per_class: (2,) float32, weights of the classes.
       smoothing: share of the target that both classes have alike (Szegedy et al.,
         "Rethinking the Inception Architecture for Computer Vision", section 7).
+      mixed: how the images were mixed: loss and correctness by the label of each and
+        by that of its partner are mixed likewise.
 
     Returns:
       The mean over the images that there are, as in Keras: weights do not enter the
       divisor, and an epoch's last batch may be short; and the sums over them.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-    if smoothing:
-        even = -jnp.mean(jax.nn.log_softmax(logits), -1)
-        losses = (1 - smoothing) * losses + smoothing * even
+
+    def by(label: jax.Array) -> tuple[jax.Array, jax.Array]:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        if smoothing:
+            even = -jnp.mean(jax.nn.log_softmax(logits), -1)
+            losses = (1 - smoothing) * losses + smoothing * even
+        correct = (jnp.argmax(logits, -1) == label).astype(jnp.float32)
+        return losses * per_class[label], correct
+
+    losses, correct = by(label)
+    if mixed is not None:
+        others = by(label[mixed.partner])
+        losses, correct = (
+            mixed.share * own + (1 - mixed.share) * other
+            for own, other in zip((losses, correct), others, strict=True)
+        )
     sums = Sums(
-        loss=jnp.sum(losses * per_class[label] * valid),
-        correct=jnp.sum((jnp.argmax(logits, -1) == label) * valid),
+        loss=jnp.sum(losses * valid),
+        correct=jnp.sum(correct * valid),
         count=jnp.sum(valid),
     )
     return sums.loss / jnp.maximum(sums.count, 1), sums

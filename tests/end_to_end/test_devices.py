@@ -18,6 +18,8 @@ FLAGS = (
     "--config.train.batch_size=8",
     "--config.train.num_epochs=13",
     "--config.optim.learning_rate=0.001",
+    # Images that lie on one device are mixed with those of another.
+    "--config.train.mixup=0.4",
 )
 
 

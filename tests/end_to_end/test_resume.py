@@ -43,6 +43,7 @@ WHOLE = (
     "--config.optim.warmup=1.5",
     "--config.optim.ema=0.9",
     "--config.train.label_smoothing=0.1",
+    "--config.train.mixup=0.4",
     "--config.train.sampling=patients",
     f"--config.train.patience={EPOCHS}",
     "--config.augment.dihedral=true",

@@ -21,7 +21,7 @@ from allcls_jax.data import copies
 from allcls_jax.errors import InputError
 from allcls_jax.models import blocks, vgg
 from allcls_jax.models.preprocessing import CAFFE
-from allcls_jax.training import optim, sharding, state, steps
+from allcls_jax.training import mixing, optim, sharding, state, steps
 from allcls_jax.training.steps import RunSettings
 
 RULES = OptimConfig().trainable
@@ -49,6 +49,7 @@ def build(
     dtype=jnp.float32,
     augment=None,
     smoothing=0.0,
+    mixup=0.0,
 ):
     config = config or OptimConfig()
     layers = vgg.conv_stack(name) + vgg.head(HeadKind.FLATTEN, dropout)
@@ -65,7 +66,7 @@ def build(
         shares,
         sharding.data_parallel(),
         augment=augment or AugmentConfig(),
-        train=TrainConfig(label_smoothing=smoothing),
+        train=TrainConfig(label_smoothing=smoothing, mixup=mixup),
     )
     settings = RunSettings(
         np.uint32(0),
@@ -281,6 +282,32 @@ def test_smoothed_labels_are_a_mixture_of_both_classes():
     assert values[0][0] == pytest.approx(values[0][1], rel=1e-5)
     assert values[1][0] == values[0][0]
     assert values[1][1] != pytest.approx(values[0][1], rel=1e-4)
+
+
+def test_where_all_of_a_network_learns_its_input_is_mixed():
+    """Padding has no part in it; validation is of images as they are."""
+    setup = build(config=OptimConfig(trainable=((".*", True),)), dropout=0.0, mixup=0.8)
+    batch = make_batch(padding=3)
+    key = steps.random_stream("mixup", setup.settings.seed, 0)
+    mixed = mixing.draw(key, jnp.asarray(batch["mask"]), 0.8)
+    assert mixed is not None
+    share, partner = float(mixed.share), np.asarray(mixed.partner)[:5]
+    assert 0.05 < share < 0.95
+    assert (partner != np.arange(5)).sum() > 2
+    params, label = setup.state.params, batch["label"][:5]
+    pixels = np.asarray(CAFFE(batch["image"]))[:5]
+    logits, _ = setup.model.apply(
+        {"params": params}, share * pixels + (1 - share) * pixels[partner]
+    )
+    target = share * np.eye(2)[label] + (1 - share) * np.eye(2)[label[partner]]
+    expected = -(target * np.asarray(jax.nn.log_softmax(logits))).sum(-1).mean()
+    unmixed, _ = setup.model.apply({"params": params}, pixels)
+    as_they_are = optax.softmax_cross_entropy_with_integer_labels(unmixed, label)
+    sums, _, _ = setup.steps.eval(params, batch, None)
+    np.testing.assert_allclose(sums.loss, as_they_are.sum(), rtol=1e-4)
+    _, loss = setup.steps.train(setup.state, batch, None, setup.settings)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    assert abs(float(loss) - float(as_they_are.mean())) > 1e-2
 
 
 def test_a_running_mean_is_validated_and_kept():

@@ -100,3 +100,5 @@ def _epochs(train: Mapping[str, Any]) -> Iterator[str]:
         yield "classes shown as often, and patients within them"
     if smoothing := train.get("label_smoothing"):
         yield f"label smoothing {smoothing:g}"
+    if mixup := train.get("mixup"):
+        yield f"mixup {mixup:g}"

@@ -104,7 +104,11 @@ def fine_tuned() -> Config:
         trainable=(("block[12].*", False), ("block.*", 0.1), ("dense.*", True)),
     )
     settings.train = TrainConfig(
-        num_epochs=12, patience=4, sampling=Sampling.CLASSES, label_smoothing=0.05
+        num_epochs=12,
+        patience=4,
+        sampling=Sampling.CLASSES,
+        label_smoothing=0.05,
+        mixup=0.2,
     )
     return settings
 
@@ -116,9 +120,9 @@ def test_all_that_a_recipe_sets_for_training_is_told(tmp_path):
         "adamw, learning rate 0.0003 after 1 epoch of warm-up, then a cosine, weight "
         "decay 0.05, gradients clipped at 1, running mean of parameters 0.99, batch "
         "32, up to 12 epochs (stops after 4 without a lower validation loss), class "
-        "weights none, classes shown as often, label smoothing 0.05, augmentation: "
-        "none; stain of each cell normalised; trainable: block.* at 0.1 of the "
-        "learning rate, dense.*; models trained: 1; "
+        "weights none, classes shown as often, label smoothing 0.05, mixup 0.2, "
+        "augmentation: none; stain of each cell normalised; trainable: block.* at 0.1 "
+        "of the learning rate, dense.*; models trained: 1; "
     )
     settings.optim.warmup = 0.0
     settings.train.sampling = Sampling.PATIENTS
@@ -142,7 +146,7 @@ def test_what_a_recipe_leaves_as_it_is_is_not_told_nor_asked_of_older_runs(tmp_p
     del kept["augment"], kept["model"]["normalise_stain"]
     for name in ("schedule", "warmup", "weight_decay", "clip_norm", "ema"):
         del kept["optim"][name]
-    for name in ("patience", "sampling", "label_smoothing"):
+    for name in ("patience", "sampling", "label_smoothing", "mixup"):
         del kept["train"][name]
     (run / "config.json").write_text(json.dumps(kept))
     assert answers(read(run))["training"].startswith(expected)
