@@ -61,6 +61,7 @@ def _best(config: Config) -> None:
     config.optim.learning_rate = 1e-3
     config.optim.weight_decay = 0.05
     config.optim.schedule = Schedule.COSINE
+    config.train.mixup = 1.0
 
 
 def _finetune(config: Config) -> None:
@@ -118,6 +119,7 @@ def _sweep(config: Config) -> None:
         ("weights", (*best, "train.class_weights=balanced")),
         ("stain", (*best, "model.normalise_stain=true")),
         ("cropped", (*best, "data.crop=300")),
+        ("mixup", (*best, "data.crop=300", "train.mixup=1.0")),
         ("paper", ("model.head=flatten", "optim.learning_rate=1e-4")),
     )
 
@@ -145,6 +147,7 @@ def _sweep_tuning(config: Config) -> None:
         ("rough", ("augment.blur=1.5", "augment.jpeg=1", "augment.mask=0.3")),
         ("no-ema", ("optim.ema=0",)),
         ("no-smoothing", ("train.label_smoothing=0",)),
+        ("mixup", ("train.mixup=0.2", "train.label_smoothing=0")),
         ("patients", ("train.sampling=patients",)),
         ("as-they-are", ("train.sampling=images",)),
         ("longer", ("train.num_epochs=24", "train.patience=8")),
