@@ -232,9 +232,9 @@ class TrainConfig:
     class_weights: ClassWeights = ClassWeights.NONE
     sampling: Sampling = Sampling.IMAGES
     label_smoothing: float = 0.0  # share of the target given to both classes, in [0, 1)
-    # Of the Beta distribution that the weights come from with which training images are
-    # mixed by twos, 0 for none. Around 0.2 most stay near to one of the two, 1 mixes
-    # evenly (Zhang et al., "mixup", 2018).
+    # Training images, and their labels, are mixed by twos with weights of the
+    # distribution Beta(mixup, mixup): at 0.2 most stay near to one of the two, at 1 all
+    # weights are as likely; 0 for none (Zhang et al., "mixup", 2018).
     mixup: float = 0.0
     # Epochs without a lower validation loss after which training stops; None: never.
     patience: int | None = None

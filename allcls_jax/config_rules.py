@@ -235,8 +235,8 @@ def _problems(config: Config) -> Iterator[str]:
     yield from out_of_range(
         "train.mixup",
         train.mixup,
-        "0 for none, or above 0 and finite",
-        ok=0 <= train.mixup < float("inf"),
+        "from 0, for none, to 1000, where every weight is about a half",
+        ok=0 <= train.mixup <= 1000,
     )
     epochs = train.num_epochs
     yield from out_of_range(

@@ -38,8 +38,8 @@ def draw(key: jax.Array, valid: jax.Array, alpha: float) -> Mixing | None:
     order, share = jax.random.split(key)
     # The images first, shuffled; the k-th of them in the batch is mixed with the k-th.
     there = valid > 0
-    last = jnp.where(there, jax.random.uniform(order, valid.shape), jnp.inf)
-    shuffled = jnp.argsort(last)[jnp.cumsum(there) - 1]
+    turn = jnp.where(there, jax.random.uniform(order, valid.shape), jnp.inf)
+    shuffled = jnp.argsort(turn)[jnp.cumsum(there) - 1]
     partner = jnp.where(there, shuffled, jnp.arange(len(valid)))
     return Mixing(
         partner.astype(jnp.int32), jax.random.beta(share, alpha, alpha, (), jnp.float32)
