@@ -231,7 +231,9 @@ def learning(folder: Folder) -> list[Picture]:
                     if several
                     else ". "
                 )
-                + "Kept is the state of lowest validation loss.",
+                + "Kept is the state of lowest validation loss. Training is told of "
+                "what the network saw: with dropout, and images varied or mixed where "
+                "the settings say so.",
                 told=told,
                 notes=folder.notes,
             )

@@ -226,6 +226,13 @@ def test_whatever_the_user_has_named_is_escaped(tmp_path: Path):
         assert "&lt;script&gt;" in text
 
 
+def test_learning_curves_say_what_training_is_told_of(run_page: str):
+    """With mixed images it looks worse than validation."""
+    part = run_page[run_page.index('<section id="learning"') :]
+    part = part[: part.index("</section>")]
+    assert part.count("with dropout, and images varied or mixed") == 2
+
+
 def test_what_is_left_with_area_held_fixed_stands_beside_the_subgroups(
     folders: Path, run_page: str
 ):
